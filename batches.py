@@ -1,0 +1,92 @@
+"""Batches of whole captions, bucketed by length."""
+
+import numpy as np
+import tensorflow as tf
+
+from captions import PADDING, Vocabulary
+
+
+class CaptionBatches:
+    """Every caption of a split once an epoch, in batches of captions of about the same length.
+
+    A merge network's LSTM never sees the image, so one pass over a whole caption gives the loss
+    and gradients of all its prefixes. The targets are the inputs one step later; padding, always
+    to the right, has weight 0.
+
+    Attributes:
+        epoch: decides the order of the next pass, together with the seed: a training that is
+            resumed sees the batches that an undisturbed one sees.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        captions: list[tuple[int, str]],
+        vocabulary: Vocabulary,
+        batch_size: int,
+        seed: int | None = None,
+    ):
+        """Encode the captions.
+
+        Args:
+            features: (N, feature_size) float32, may be memory-mapped.
+            captions: pairs of a row of `features` and a tokenized caption.
+            vocabulary: turns words into ids.
+            batch_size: captions per batch.
+            seed: of the order; None keeps one fixed order (for evaluation).
+        """
+        self.features = features
+        self.rows = np.array([row for row, _ in captions])
+        encoded = [vocabulary.encode(caption) for _, caption in captions]
+        self.lengths = np.array([len(ids) for ids in encoded])
+        self.ids = np.full((len(encoded), self.lengths.max(initial=0)), PADDING, np.int32)
+        for line, ids in zip(self.ids, encoded, strict=True):
+            line[: len(ids)] = ids
+        self.vocabulary_size = len(vocabulary)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        """Batches per epoch."""
+        return -(-len(self.rows) // self.batch_size)
+
+    @property
+    def tokens(self) -> int:
+        """Targets per epoch: every word and every END."""
+        return int(self.lengths.sum() - len(self.lengths))
+
+    def log_frequencies(self) -> np.ndarray:
+        """Natural log of each id's share of the targets, (vocabulary_size,) float32."""
+        counts = np.bincount(self.ids[:, 1:].ravel(), minlength=self.vocabulary_size)
+        counts[PADDING] = 0
+        counts = np.maximum(counts, 0.5)  # what is never a target is not quite impossible
+        return np.log(counts / counts.sum()).astype(np.float32)
+
+    def order(self) -> list[np.ndarray]:
+        """This epoch's batches, each as the captions' positions."""
+        if self.seed is None:
+            positions = np.argsort(self.lengths, kind="stable")
+            return np.split(positions, range(self.batch_size, len(positions), self.batch_size))
+        random = np.random.default_rng((self.seed, self.epoch))
+        positions = random.permutation(len(self.rows))  # who shares a batch changes every epoch
+        positions = positions[np.argsort(self.lengths[positions], kind="stable")]
+        batches = np.split(positions, range(self.batch_size, len(positions), self.batch_size))
+        return [batches[i] for i in random.permutation(len(batches))]
+
+    def __iter__(self):
+        """Yield ((features, inputs), targets, weights) as Keras' `fit` takes them."""
+        for batch in self.order():
+            ids = self.ids[batch, : self.lengths[batch].max()]  # (B, T + 1)
+            inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T) each
+            weights = (targets != PADDING).astype(np.float32)  # (B, T)
+            yield (self.features[self.rows[batch]], inputs), targets, weights
+
+    def dataset(self) -> tf.data.Dataset:
+        """The same as a tf.data pipeline, its next batches made while the network works."""
+        words = tf.TensorSpec((None, None), tf.int32)  # (B, T)
+        features = tf.TensorSpec((None, self.features.shape[1]), tf.float32)  # (B, feature_size)
+        weights = tf.TensorSpec((None, None), tf.float32)  # (B, T)
+        signature = ((features, words), words, weights)
+        batches = tf.data.Dataset.from_generator(lambda: self, output_signature=signature)
+        return batches.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(4)

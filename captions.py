@@ -1,0 +1,261 @@
+"""Caption files, tokens, vocabulary and splits.
+
+Captions are kept as strings of tokens joined by single spaces, so that `caption.split()` gives
+the tokens back. The five readers and the two ways to split a data set end in the same two dicts:
+image id -> captions, and split name -> image ids.
+"""
+
+import csv
+import functools
+import io
+import json
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+from files import InputError
+
+PADDING, UNKNOWN, START, END = range(4)  # ids; words follow from 4 on
+SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")  # never a token: < and > are stripped
+SPLITS = ("train", "dev", "test")
+SPLIT_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
+KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
+POSSESSIVES = ("'s", "’s")
+NOT_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # no file format takes these inside a word
+HELD_OUT = 0.1  # share of the images that a random split keeps for dev, and again for test
+
+
+# -- tokens ------------------------------------------------------------------------------------
+
+
+def tokenize(caption: str) -> list[str]:
+    """Split a caption into words, as the standard scorers' references are split.
+
+    Lower case; split at white space; punctuation stripped from both ends; a possessive 's a token
+    of its own; inner hyphens, digits and one-letter words kept. Any script: a token needs a
+    letter, mark or digit of some alphabet.
+    """
+    caption = NOT_TEXT.sub(" ", unicodedata.normalize("NFC", caption))
+    words = caption.lower().split()
+    return [token for word in words for token in _split_word(word)]
+
+
+@functools.lru_cache(maxsize=65536)  # captions repeat their words
+def _split_word(word: str) -> tuple[str, ...]:
+    if word in POSSESSIVES:  # already split off, as in Flickr8k's "dog 's"
+        return ("'s",)
+    start, end = 0, len(word)
+    while start < end and not _is_word_character(word[start]):
+        start += 1
+    while end > start and not _is_word_character(word[end - 1]):
+        end -= 1
+    word = word[start:end]
+    if word.endswith(POSSESSIVES):
+        return (*_split_word(word[:-2]), "'s")
+    return (word,) if word else ()
+
+
+def _is_word_character(character: str) -> bool:
+    return unicodedata.category(character)[0] in "LMN"  # letters, combining marks, numbers
+
+
+class Vocabulary:
+    """The words a model knows, by id: 0 padding, 1 unknown, 2 start, 3 end, then words."""
+
+    def __init__(self, words: Iterable[str]):
+        """Take all entries in order of their ids, the four special ones first.
+
+        Raises:
+            InputError: the special tokens are not in their places, or an entry occurs twice.
+        """
+        self.words = list(words)
+        self.ids = {word: i for i, word in enumerate(self.words)}
+        if tuple(self.words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
+            raise InputError(f"a vocabulary must begin with {' '.join(SPECIAL_TOKENS)}")
+        if len(self.ids) != len(self.words):
+            raise InputError("a vocabulary must not hold a word twice")
+
+    @classmethod
+    def from_captions(cls, captions: Iterable[str], min_word_count: int = 1) -> "Vocabulary":
+        """Words seen at least `min_word_count` times, by falling frequency, ties alphabetically."""
+        counts = Counter(word for caption in captions for word in caption.split())
+        kept = [word for word, count in counts.items() if count >= min_word_count]
+        return cls([*SPECIAL_TOKENS, *sorted(kept, key=lambda word: (-counts[word], word))])
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def encode(self, caption: str) -> list[int]:
+        """Ids of a tokenized caption between START and END."""
+        return [START, *(self.ids.get(word, UNKNOWN) for word in caption.split()), END]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The caption up to END; padding and start are not words and are left out."""
+        words = []
+        for i in ids:
+            if i == END:
+                break
+            if i not in (PADDING, START):
+                words.append(self.words[i])
+        return " ".join(words)
+
+
+# -- caption files -----------------------------------------------------------------------------
+
+
+def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
+    """Read a caption file of any of the known kinds, told apart by what is in it.
+
+    Kaggle's captions.txt (CSV with a header), Flickr8k.token.txt (`name#k<TAB>caption`), a
+    Karpathy split (`dataset_flickr8k.json` and its like), or a CSV with two columns.
+
+    Returns:
+        Tokenized captions by image id, both in the file's order, and the splits where the file
+        states them (Karpathy), otherwise None. An image id is the image's path relative to the
+        images folder: for the Flickr sets its file name.
+
+    Raises:
+        InputError: with the file, the line and the fix.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such captions file. Name yours with --captions_file.")
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    if text.lstrip()[:1] == "{":
+        rows, splits = _read_karpathy(path, text)
+    elif re.match(r"\s*[^\t\n]+#\d+\t", text):
+        rows, splits = _read_token_lines(path, text), None
+    else:
+        rows, splits = _read_csv(path, text), None
+    captions: dict[str, list[str]] = {}
+    for where, image_id, caption in rows:
+        _check_image_id(where, image_id)
+        tokens = tokenize(caption)
+        if not tokens:
+            raise InputError(f"{where}: the caption of {image_id} is empty. Write one or drop it.")
+        captions.setdefault(image_id, []).append(" ".join(tokens))
+    if not captions:
+        raise InputError(f"{path} holds no captions.")
+    return captions, splits
+
+
+def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    first = True
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(
+                f"{path}:{reader.line_num}: {error}. Mend the line's quotes."
+            ) from error
+        where = f"{path}:{reader.line_num}"
+        if not any(cell.strip() for cell in row):
+            continue
+        if len(row) != 2:
+            raise InputError(
+                f"{where}: {len(row)} columns where there should be two, image and caption. "
+                f'Put a caption with commas between double quotes ("…").'
+            )
+        image_id, caption = row[0].strip(), row[1]
+        if not (first and PurePosixPath(image_id).suffix == ""):  # a header names no image file
+            yield where, image_id, caption
+        first = False
+
+
+def _read_token_lines(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"([^\t]+)#\d+\t(.*)", line.strip())
+        if match is None:
+            raise InputError(f"{path}:{number}: not of the form name.jpg#0<TAB>caption.")
+        yield f"{path}:{number}", match[1], match[2]
+
+
+def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], dict]:
+    rows, splits = [], {split: [] for split in SPLITS}
+    try:
+        for image in json.loads(text)["images"]:
+            folder = image.get("filepath", "")  # COCO keeps its images in two folders
+            image_id = f"{folder}/{image['filename']}" if folder else image["filename"]
+            splits[KARPATHY_SPLITS[image["split"]]].append(image_id)
+            rows += [(f"{path}", image_id, sentence["raw"]) for sentence in image["sentences"]]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"{path} is not a Karpathy split file ({type(error).__name__}: {error}); it needs "
+            f"images, each with filename, split and sentences with raw."
+        ) from error
+    return rows, splits
+
+
+def _check_image_id(where: str, image_id: str) -> None:
+    parts = PurePosixPath(image_id.replace("\\", "/")).parts
+    if not parts or parts[0] == "/" or ".." in parts or "\0" in image_id:
+        raise InputError(f"{where}: {image_id!r} is not a file name inside the images folder.")
+
+
+# -- splits ------------------------------------------------------------------------------------
+
+
+def read_split_lists(folder: str | Path) -> dict[str, list[str]] | None:
+    """Read Flickr8k's official lists in `folder`; None when there are none, missing ones empty.
+
+    Raises:
+        InputError: lists that overlap, or that have no training images.
+    """
+    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    for split, name in SPLIT_LISTS.items():
+        path = Path(folder) / name
+        if path.is_file():
+            try:
+                names = path.read_text(encoding="utf-8-sig").split("\n")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{path} is not UTF-8. Save it as UTF-8.") from error
+            splits[split] = list(dict.fromkeys(filter(None, map(str.strip, names))))
+    return splits if any(splits.values()) else None
+
+
+def check_splits(splits: dict[str, list[str]], captions: dict[str, list[str]]) -> None:
+    """Every image in one split at most, with captions, and some to train on.
+
+    Raises:
+        InputError: naming an image that is not so.
+    """
+    seen: dict[str, str] = {}
+    for split, image_ids in splits.items():
+        for image_id in image_ids:
+            if image_id in seen:
+                raise InputError(
+                    f"{image_id} is in both the {seen[image_id]} and the {split} split. "
+                    f"Remove it from one list: a split tests nothing that it shares."
+                )
+            if image_id not in captions:
+                raise InputError(f"{image_id}, of the {split} split, has no captions.")
+            seen[image_id] = split
+    if not splits["train"]:
+        raise InputError(f"no images to train on. Is {SPLIT_LISTS['train']} there, and not empty?")
+
+
+def random_splits(image_ids: Iterable[str], seed: int) -> dict[str, list[str]]:
+    """Split at random by image: a tenth for dev, a tenth for test (at least one each).
+
+    Raises:
+        InputError: fewer than three images.
+    """
+    from sklearn.model_selection import train_test_split
+
+    image_ids = sorted(image_ids)  # the split must not depend on the captions' order
+    if len(image_ids) < 3:
+        raise InputError(f"{len(image_ids)} captioned images are too few to split: give 3 or more.")
+    size = max(1, round(len(image_ids) * HELD_OUT))
+    rest, test = train_test_split(image_ids, test_size=size, random_state=seed)
+    train, dev = train_test_split(rest, test_size=size, random_state=seed)
+    return {"train": sorted(train), "dev": sorted(dev), "test": sorted(test)}

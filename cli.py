@@ -1,0 +1,99 @@
+"""What the command-line scripts share: how they explain themselves and how they end."""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+
+from tqdm import tqdm
+
+from files import InputError
+
+DONE, FAILED = 0, 1  # exit codes; argparse itself ends wrong use with 2
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Show every default, and leave the examples in the description as they are written."""
+
+    def _get_help_string(self, action):
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """An argument parser whose `--help` shows the defaults; `description` is the script's own."""
+    return argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+
+
+def positive_int(text: str) -> int:
+    """An argparse type: a whole number from 1 up."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
+    return value
+
+
+def seed(text: str) -> int:
+    """An argparse type: a whole number from 0 up, as the random generators take it."""
+    value = int(text)
+    if not 0 <= value < 2**32:
+        raise argparse.ArgumentTypeError(f"{value} is not between 0 and {2**32 - 1}")
+    return value
+
+
+def positive_float(text: str) -> float:
+    """An argparse type: a number above 0."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{value} is not above 0")
+    return value
+
+
+def fraction(text: str) -> float:
+    """An argparse type: a share, from 0 to below 1."""
+    value = float(text)
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
+    return value
+
+
+def say(message: str) -> None:
+    """Print to stderr: stdout is for what other programs read."""
+    print(message, file=sys.stderr, flush=True)
+
+
+def progress(total: int, unit: str, title: str | None = None, leave: bool = True) -> tqdm:
+    """A tqdm bar with rate and remaining time; without a terminal, a plain line now and then."""
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit=unit, desc=title, leave=leave, dynamic_ncols=True)
+    plain = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
+    pause = {"mininterval": 30, "delay": 30}  # seconds; short work shows no line at all
+    return tqdm(total=total, unit=unit, desc=title or unit, bar_format=plain, **pause)
+
+
+def load_tensorflow() -> None:
+    """Import TensorFlow without its start-up notes, which no setting of its own silences."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    try:
+        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a device, not a path of ours
+            os.dup2(nowhere.fileno(), 2)  # the notes come from C++, below sys.stderr
+        import tensorflow  # noqa: F401
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Run a script's `main` and exit: 0 done, 1 nothing could be done or a fault, 2 wrong use."""
+    for stream in (sys.stdout, sys.stderr):  # file names may be in any encoding
+        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    try:
+        sys.exit(main() or DONE)
+    except InputError as error:
+        say(f"error: {error}")
+    except KeyboardInterrupt:
+        say("stopped.")
+    except BrokenPipeError:  # `| head` closed our stdout: not worth a traceback
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(FAILED)

@@ -1,0 +1,234 @@
+"""From an image file to pixels to features: the one path that training and captioning share.
+
+TensorFlow is imported where it is needed: reading images and listing encoders do without it.
+"""
+
+import hashlib
+import struct
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from files import InputError
+
+IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
+IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+LITE0_WEIGHTS = Path(__file__).parent / "models" / "efficientnet_lite0.h5"
+VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
+VGG16_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{VGG16_FILE}"
+
+# EfficientNet-B0's stages, as (blocks, kernel, stride of the first block, expansion, channels).
+LITE0_STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+# What Pillow's decoders are seen to raise on broken files, beside OSError.
+BROKEN_IMAGE = (ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError)
+BROKEN_IMAGE += (OSError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
+
+
+def load_image(path: str | Path) -> np.ndarray:
+    """Read one image as the encoders see it: upright, RGB, squashed to 224 × 224.
+
+    Returns:
+        (224, 224, 3) uint8, channels red, green, blue.
+
+    Raises:
+        InputError: the file is missing, not a regular file, or not an image Pillow can read.
+    """
+    path = Path(path)
+    if not path.is_file():  # a pipe or a device would be waited on for ever
+        raise InputError(f"{path}: no such image file")
+    try:
+        with Image.open(path) as image:
+            return image_to_pixels(image)
+    except BROKEN_IMAGE as error:
+        raise InputError(f"{path}: not a readable image ({error})") from error
+
+
+def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
+    """As `load_image`, but with an error as a value: (pixels, "") or (None, what is wrong)."""
+    try:
+        return load_image(path), ""
+    except InputError as error:
+        return None, str(error)
+
+
+def image_to_pixels(image: Image.Image) -> np.ndarray:
+    """Turn an open image of any mode into (224, 224, 3) uint8, as `load_image` does."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip it, not scale it
+        grey = np.asarray(image, np.float64)
+        top = 65535.0 if image.mode.startswith("I;16") or grey.max() > 255 else 255.0
+        image = Image.fromarray(np.clip(grey * (255.0 / top), 0, 255).astype(np.uint8))
+    if image.has_transparency_data:  # what is transparent is seen on white
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        # Pillow's filters widen with the reduction, so this is antialiased.
+        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+    return np.asarray(image)  # (224, 224, 3) uint8
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The image files directly in `folder`, sorted by name, chosen by their suffix."""
+    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+class Encoder:
+    """A frozen CNN from pixels to features.
+
+    Attributes:
+        name: "vgg16" or "efficientnet_lite0".
+        feature_size: floats per image: 4096 (fc2's output) or 1280 (the averaged 7 × 7 grid).
+        weights_hash: SHA-256 of the weights in use, whatever file they came from.
+    """
+
+    def __init__(self, name: str = "vgg16", weights: str = "imagenet"):
+        """Build the network.
+
+        Args:
+            name: a key of `ENCODERS`.
+            weights: "imagenet", a weights file, or "random" (for tests).
+
+        Raises:
+            InputError: unknown encoder, or weights that cannot be had or do not fit.
+        """
+        import tensorflow as tf
+
+        if name not in ENCODERS:
+            raise InputError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}")
+        spec = ENCODERS[name]
+        self.name = name
+        self.network = spec.build(str(weights))
+        self.feature_size = int(self.network.output_shape[-1])
+        if self.feature_size != spec.feature_size:
+            raise InputError(
+                f"{name} gives {self.feature_size} floats an image, not {spec.feature_size}: "
+                f"its weights are not those of the network with its fully connected layers"
+            )
+        digest = hashlib.sha256(name.encode())
+        for array in self.network.get_weights():
+            digest.update(np.ascontiguousarray(array))
+        self.weights_hash = digest.hexdigest()
+        spec_input = tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8)
+        self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
+        self._run_compiled = tf.function(self._run, input_signature=[spec_input])
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        """Features of a batch: (B, 224, 224, 3) uint8 -> (B, feature_size) float32.
+
+        A lone image runs op by op: tracing the network takes longer than running it once.
+        """
+        run = self._run if len(images) == 1 else self._run_compiled
+        return run(images).numpy()
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """How to build a network, scale its pixels (float32, 0–255 RGB), and how wide its output is."""
+
+    build: Callable
+    scale: Callable
+    feature_size: int
+
+
+def build_vgg16(weights: str):
+    """Keras Applications' VGG16 up to `fc2`, its second 4096-wide layer (after the ReLU)."""
+    import keras
+
+    if weights in ("imagenet", "random"):
+        source = None if weights == "random" else weights
+    else:
+        source = _existing_file(weights)
+    if weights == "random":
+        keras.utils.set_random_seed(0)  # the same features in every process
+    try:
+        network = keras.applications.VGG16(weights=source)
+    except Exception as error:  # Keras raises a bare Exception when its download fails
+        if weights == "imagenet":
+            raise InputError(
+                f"VGG16's weights could not be downloaded ({str(error).rsplit(' -- ')[-1]}).\n"
+                f"Place {VGG16_URL} into ~/.keras/models, or name that file with --weights FILE, "
+                f"or use --encoder efficientnet_lite0: its weights are included."
+            ) from error
+        raise InputError(
+            f"{weights} does not fit VGG16 ({str(error).splitlines()[0]}). Use {VGG16_FILE}, "
+            f"with its fully connected layers (not 'notop'), or a .weights.h5 of Keras' VGG16."
+        ) from error
+    return keras.Model(network.input, network.get_layer("fc2").output, name="vgg16_fc2")
+
+
+def scale_vgg16(pixels):
+    """VGG16's own preprocessing: BGR, less ImageNet's mean colour. (B, 224, 224, 3) float32."""
+    import keras
+
+    return keras.applications.vgg16.preprocess_input(pixels)
+
+
+def build_lite0(weights: str):
+    """EfficientNet-Lite0 up to its averaged 7 × 7 × 1280 grid (layer `grid`).
+
+    EfficientNet-B0 (Tan & Le 2019) without squeeze-excitation and with ReLU6. Batch normalisation
+    is folded into the convolutions: a frozen network needs no more than a kernel and a bias.
+    """
+    import keras
+    from keras import layers
+
+    if weights == "random":
+        keras.utils.set_random_seed(0)
+    conv = dict(padding="same", kernel_initializer="he_normal", activation="relu6")
+    depthwise = dict(padding="same", depthwise_initializer="he_normal", activation="relu6")
+    pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))  # (B, 224, 224, 3)
+    x = layers.Conv2D(32, 3, strides=2, name="stem", **conv)(pixels)  # (B, 112, 112, 32)
+    for stage, (blocks, kernel, stride, expansion, channels) in enumerate(LITE0_STAGES, 1):
+        for block in range(1, blocks + 1):
+            name, inputs = f"stage{stage}_block{block}", x
+            if expansion > 1:
+                x = layers.Conv2D(x.shape[-1] * expansion, 1, name=f"{name}_expand", **conv)(x)
+            strides = stride if block == 1 else 1
+            x = layers.DepthwiseConv2D(kernel, strides, name=f"{name}_depthwise", **depthwise)(x)
+            x = layers.Conv2D(channels, 1, name=f"{name}_project", **conv | {"activation": None})(x)
+            if block > 1:  # same shape in and out
+                x = layers.Add(name=f"{name}_add")([inputs, x])
+    x = layers.Conv2D(1280, 1, name="grid", **conv)(x)  # (B, 7, 7, 1280)
+    features = layers.GlobalAveragePooling2D(name="features")(x)  # (B, 1280)
+    network = keras.Model(pixels, features, name="efficientnet_lite0")
+    if weights != "random":
+        path = LITE0_WEIGHTS if weights == "imagenet" else _existing_file(weights)
+        try:
+            network.load_weights(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"{path} does not fit EfficientNet-Lite0 ({str(error).splitlines()[0]}). "
+                f"Restore it with: git checkout models/efficientnet_lite0.h5"
+            ) from error
+    return network
+
+
+def scale_lite0(pixels):
+    """EfficientNet-Lite's scaling, 0–255 to about ±1. (B, 224, 224, 3) float32."""
+    return (pixels - 127.0) / 128.0
+
+
+def _existing_file(weights: str) -> str:
+    if not Path(weights).is_file():
+        raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
+    return weights
+
+
+ENCODERS = {
+    "vgg16": EncoderSpec(build_vgg16, scale_vgg16, 4096),
+    "efficientnet_lite0": EncoderSpec(build_lite0, scale_lite0, 1280),
+}

@@ -1,0 +1,68 @@
+"""Every picture that the scripts draw, by matplotlib's object interface: no display needed."""
+
+import textwrap
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from encoders import load_image
+from files import InputError, atomic_path
+
+MAX_IMAGES = 24  # in one picture; more would be too small to look at
+COLUMNS = 4
+WRAP = 32  # characters of a caption per line, at the size of these pictures
+
+
+def draw_captions(items: list[tuple[Path, list[str]]], target: str | Path) -> None:
+    """Draw images with the lines of text below each.
+
+    Args:
+        items: image files, each with its lines; only the first `MAX_IMAGES` are drawn.
+        target: the picture to write; its suffix chooses the format.
+
+    Raises:
+        InputError: an image cannot be read, or the picture cannot be written.
+    """
+    items = items[:MAX_IMAGES]
+    columns = min(COLUMNS, len(items))
+    rows = -(-len(items) // columns)
+    texts = ["\n".join(textwrap.fill(line, WRAP) for line in lines) for _, lines in items]
+    height = 2.6 + 0.18 * max(text.count("\n") + 1 for text in texts)  # inches
+    figure = Figure(figsize=(2.9 * columns, height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.axis("off")
+    for axes, (path, _), text in zip(grid, items, texts, strict=False):
+        axes.imshow(load_image(path))
+        axes.text(0.5, -0.03, _plain(text), ha="center", va="top", transform=axes.transAxes)
+    _save(figure, target)
+
+
+def draw_curves(rows: list[dict], target: Path) -> None:
+    """Draw the training and dev loss of every epoch into a picture."""
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="epoch", ylabel="loss per token (nats)")
+    epochs = [row["epoch"] for row in rows]
+    axes.plot(epochs, [row["train_loss"] for row in rows], "o-", label="train (with dropout)")
+    if rows[0]["dev_loss"] is not None:
+        dev = [row["dev_loss"] for row in rows]
+        best = min(rows, key=lambda row: row["dev_loss"])
+        axes.plot(epochs, dev, "s-", label="dev")
+        label = f"best: {best['dev_loss']:.3f}"
+        axes.annotate(label, (best["epoch"], best["dev_loss"]), (0, 10), textcoords="offset points")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    _save(figure, target)
+
+
+def _plain(text: str) -> str:
+    return text.replace("$", r"\$")  # matplotlib reads $…$ as mathematics
+
+
+def _save(figure: Figure, target: str | Path) -> None:
+    target = Path(target)
+    if target.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
+        raise InputError(f"{target}: not a picture format. Name it .png, .jpg, .pdf or .svg.")
+    with atomic_path(target) as path:
+        figure.savefig(path, dpi=120)

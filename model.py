@@ -1,0 +1,215 @@
+"""The caption network, its .h5 file, and the Captioner that puts it to use."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from captions import Vocabulary
+from decoding import NEVER, beam_search
+from encoders import Encoder, image_to_pixels, load_image
+from files import InputError, atomic_path
+
+# Keras calls HDF5 "legacy" at every save; here it is the format asked for.
+logging.getLogger("absl").setLevel(logging.ERROR)
+
+FORMAT_VERSION = 1  # of the group below
+DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
+LENGTH_PENALTY = 0.7  # of the final ranking in beam search; chosen on Flickr8k's dev split
+GROUP = "captioner"  # our group in the .h5, beside Keras' own
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """The few numbers that, with the weights and the vocabulary, make a captioner."""
+
+    feature_size: int
+    vocabulary_size: int
+    max_length: int  # words in the longest training caption: decoding stops there
+    encoder: str  # which CNN made the features
+    weights_hash: str  # of that CNN, as `Encoder.weights_hash`
+    embedding_size: int = 256
+    units: int = 256
+    dropout: float = 0.5
+    training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
+
+
+def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None = None):
+    """The merge network (Tanti et al. 2017): image and words meet after the LSTM.
+
+    Args:
+        config: sizes and dropout.
+        log_frequencies: (vocabulary_size,) start of the output bias, so that the untrained network
+            already knows how common each word is; zeros when not given.
+
+    Returns:
+        A Keras model from features (B, feature_size) float32 and tokens (B, T) int32 to logits
+        (B, T, vocabulary_size) float32 of each next token.
+    """
+    units, vocabulary_size = config.units, config.vocabulary_size
+    bias = "zeros" if log_frequencies is None else keras.initializers.Constant(log_frequencies)
+    features = keras.Input((config.feature_size,), name="features")  # (B, feature_size)
+    tokens = keras.Input((None,), dtype="int32", name="tokens")  # (B, T)
+    image = layers.Dropout(config.dropout, name="image_dropout")(features)
+    image = layers.Dense(units, activation="relu", name="image")(image)  # (B, units)
+    image = layers.Reshape((1, units), name="image_step")(image)  # (B, 1, units)
+    words = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")(tokens)
+    words = layers.Dropout(config.dropout, name="word_dropout")(words)  # (B, T, embedding_size)
+    words = layers.LSTM(units, return_sequences=True, name="lstm")(words)  # (B, T, units)
+    merged = layers.Add(name="merge")([image, words])  # (B, T, units)
+    merged = layers.Dense(units, activation="relu", name="merged")(merged)  # (B, T, units)
+    logits = layers.Dense(vocabulary_size, bias_initializer=bias, name="logits")(merged)
+    return keras.Model([features, tokens], logits, name="captioner")  # (B, T, vocabulary_size)
+
+
+class Captioner:
+    """A trained network with its vocabulary: features or photos in, sentences out.
+
+    >>> Captioner.load("models/caption_model.h5").caption("x.jpg")  # doctest: +SKIP
+    'a dog runs through the grass'
+    """
+
+    def __init__(self, network: keras.Model, vocabulary: Vocabulary, config: CaptionerConfig):
+        self.network = network
+        self.vocabulary = vocabulary
+        self.config = config
+        self.encoder_weights = "imagenet"
+        self._encoder: Encoder | None = None
+
+    # -- the .h5 file --------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write one .h5: Keras' model and weights, and in a group of its own all the rest."""
+        with atomic_path(path) as temporary:
+            self.network.save(temporary, include_optimizer=False)
+            with h5py.File(temporary, "r+") as file:
+                group = file.create_group(GROUP)
+                group.attrs["format_version"] = FORMAT_VERSION
+                group.attrs["config"] = json.dumps(asdict(self.config))
+                # A dataset, not an attribute: HDF5's attributes stop at 64 kB.
+                group.create_dataset(
+                    "vocabulary", data=self.vocabulary.words, dtype=h5py.string_dtype()
+                )
+
+    @classmethod
+    def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
+        """Read a captioner; its encoder is built when the first photo comes.
+
+        The network is built from this module's code and the file's few numbers, never from the
+        architecture that the file describes: a model file cannot bring code of its own.
+
+        Args:
+            path: an .h5 that `save` wrote.
+            weights: the encoder's, as in `Encoder`.
+
+        Raises:
+            InputError: the file is missing or is no captioner.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path}: no such model. Train one with train.py, or name yours.")
+        try:
+            with h5py.File(path) as file:
+                group = file[GROUP]
+                if group.attrs["format_version"] != FORMAT_VERSION:
+                    raise ValueError(
+                        f"format {group.attrs['format_version']}, not {FORMAT_VERSION}"
+                    )
+                config = CaptionerConfig(**json.loads(group.attrs["config"]))
+                vocabulary = Vocabulary(group["vocabulary"].asstr()[:])
+            if len(vocabulary) != config.vocabulary_size:
+                raise ValueError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
+            network = build_captioner(config)
+            network.load_weights(path)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"{path} is not a captioner that train.py wrote ({reason})."
+            ) from error
+        captioner = cls(network, vocabulary, config)
+        captioner.encoder_weights = weights
+        return captioner
+
+    # -- captions ------------------------------------------------------------------------------
+
+    @property
+    def encoder(self) -> Encoder:
+        """The CNN that the training features came from.
+
+        Raises:
+            InputError: its weights cannot be had, or are not those used in training.
+        """
+        if self._encoder is None:
+            encoder = Encoder(self.config.encoder, self.encoder_weights)
+            if encoder.weights_hash != self.config.weights_hash:
+                raise InputError(
+                    f"the {encoder.name} weights ({self.encoder_weights}) are not those the "
+                    f"captioner was trained with. Name the same ones with --weights."
+                )
+            self._encoder = encoder
+        return self._encoder
+
+    def caption(self, image) -> str:
+        """Caption one image: a path, a PIL image, or (224, 224, 3) uint8 pixels."""
+        if isinstance(image, str | Path):
+            pixels = load_image(image)
+        elif isinstance(image, np.ndarray):
+            pixels = image
+        else:
+            pixels = image_to_pixels(image)
+        return self.caption_features(self.encoder.encode(pixels[None]))[0]
+
+    def caption_features(self, features: np.ndarray, beam_size: int = 1) -> list[str]:
+        """Caption a batch: features (N, feature_size) float32 -> N sentences."""
+        return [captions[0][0] for captions in self.decode(features, beam_size)]
+
+    def decode(
+        self, features: np.ndarray, beam_size: int = 1, length_penalty: float = LENGTH_PENALTY
+    ) -> list[list[tuple[str, float]]]:
+        """The beam of every image, best first: (sentence, summed log-probability) pairs.
+
+        Args:
+            features: (N, feature_size) float32.
+            beam_size: hypotheses kept at each step; 1 is greedy decoding.
+            length_penalty: see `decoding.beam_search`.
+        """
+        beams = []
+        for start in range(0, len(features), DECODING_BATCH):
+            batch = np.asarray(features[start : start + DECODING_BATCH], np.float32)
+            tokens, scores = self._search(batch, beam_size, length_penalty)
+            for lines, line_scores in zip(tokens.numpy(), scores.numpy(), strict=True):  # (K, …)
+                found = zip(lines, line_scores, strict=True)
+                beams.append([(self.vocabulary.decode(t), float(s)) for t, s in found if s > NEVER])
+        return beams
+
+    @tf.function(reduce_retracing=True)
+    def _search(self, features, beam_size, length_penalty):
+        batch_size = features.shape[0]  # None once batches of several sizes have come
+        if batch_size is None:
+            batch_size = tf.shape(features)[0]
+        image = self.network.get_layer("image")(features)  # (B, units)
+        image = tf.repeat(image, beam_size, axis=0)  # (B * K, units)
+        nothing = tf.zeros_like(image)  # the LSTM's state before the first word
+        return beam_search(
+            self._step,
+            (image, nothing, nothing),
+            batch_size,
+            beam_size,
+            self.config.max_length,
+            length_penalty,
+        )
+
+    def _step(self, tokens, state):
+        """One word on: tokens (W,), state 3 × (W, units) -> log-probabilities (W, V), state."""
+        layer = self.network.get_layer
+        image, hidden, carry = state
+        words = layer("embedding")(tokens)  # (W, embedding_size)
+        _, (hidden, carry) = layer("lstm").cell(words, (hidden, carry))  # (W, units) each
+        logits = layer("logits")(layer("merged")(image + hidden))  # (W, V)
+        return tf.nn.log_softmax(logits), (image, hidden, carry)

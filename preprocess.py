@@ -1,0 +1,273 @@
+"""Turn a folder of photos and a captions file into the two pickles that train.py reads."""
+
+import argparse
+import hashlib
+import shutil
+import sys
+from collections import Counter
+from itertools import chain
+from pathlib import Path
+
+import cli
+from captions import (
+    SPLITS,
+    Vocabulary,
+    check_splits,
+    random_splits,
+    read_captions,
+    read_split_lists,
+)
+from encoders import ENCODERS
+from files import InputError, load_pickle, save_pickle
+
+IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
+CAPTION_FILES = (
+    *("captions.txt", "Flickr8k.token.txt", "captions.csv"),
+    *("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json"),
+)
+FEATURE_KEYS = {"features", "image_ids", "encoder", "weights_hash", "fingerprint", "unreadable"}
+
+DESCRIPTION = """\
+Extract image features with a frozen CNN and tokenize the captions.
+
+Reads   DATASET_DIR/Images/ and DATASET_DIR/captions.txt (or Flickr8k.token.txt, a Karpathy
+        dataset_*.json, a CSV with the two columns image,caption), and the official split lists
+        Flickr_8k.{train,dev,test}Images.txt where they are; without lists, a random split.
+Writes  OUTPUT_DIR/features.pkl and OUTPUT_DIR/captions.pkl (data/README.md: every field).
+
+  python preprocess.py
+  python preprocess.py --encoder efficientnet_lite0          # weights included, no download
+  python preprocess.py --weights vgg16_weights_tf_dim_ordering_tf_kernels.h5   # no network
+
+A stopped run goes on where it was when the same command is given again."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options, each with its default and its reason."""
+    parser = cli.parser(DESCRIPTION)
+    add = parser.add_argument
+    add("--dataset_dir", type=Path, default="data/flickr8k", help="photos, captions, split lists")
+    add("--output_dir", type=Path, default="data", help="where the two pickles go")
+    add("--encoder", choices=ENCODERS, default="vgg16", help="the frozen CNN")
+    add(
+        "--weights",
+        default="imagenet",
+        metavar="imagenet|FILE|random",
+        help="the CNN's weights: ImageNet's (VGG16's are downloaded once), a local .h5 file, or "
+        "random ones, which are for tests only",
+    )
+    add(
+        "--min_word_count",
+        type=cli.positive_int,
+        default=3,
+        metavar="N",
+        help="words seen less often in training become <unk>: too rare to learn",
+    )
+    add(
+        "--captions_per_image",
+        type=cli.positive_int,
+        metavar="N",
+        help="keep the last N captions of each image, in every split; all when not given",
+    )
+    add(
+        "--batch_size",
+        type=cli.positive_int,
+        default=32,
+        metavar="N",
+        help="images per pass of the CNN; more takes more memory and is hardly faster",
+    )
+    add(
+        "--limit",
+        type=cli.positive_int,
+        metavar="N",
+        help="use only the first N images of each split, for a quick trial",
+    )
+    add(
+        "--seed",
+        type=cli.seed,
+        default=0,
+        help="of the random split, where there are no split lists",
+    )
+    add("--allow_missing", action="store_true", help="go on without images that are not there")
+    add("--images_dir", type=Path, help="the photos, when not in DATASET_DIR/Images")
+    add("--captions_file", type=Path, help="the captions, when not in DATASET_DIR")
+    add("--splits_dir", type=Path, help="the split lists, when not in DATASET_DIR")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read, check, extract, count, write; nothing is written before everything is checked."""
+    args = parse_arguments()
+    images_dir, captions_file = find_dataset(args)
+    captions, splits = read_captions(captions_file)
+    splits, source = choose_splits(args, captions, splits)
+    if args.limit:
+        splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
+    splits = drop_missing(splits, images_dir, args.allow_missing)
+    unused = count_unused(images_dir, captions)
+
+    features = features_of(args, images_dir, sorted(chain(*splits.values())))
+    readable = set(features["image_ids"])
+    splits = {split: [i for i in ids if i in readable] for split, ids in splits.items()}
+    if not splits["train"]:
+        raise InputError("no training image could be read; nothing was written.")
+
+    keep = -args.captions_per_image if args.captions_per_image else None
+    captions = {i: captions[i][keep:] for split in SPLITS for i in splits[split]}
+    training = [caption for i in splits["train"] for caption in captions[i]]
+    vocabulary = Vocabulary.from_captions(training, args.min_word_count)
+    save_pickle(features, args.output_dir / "features.pkl")
+    save_pickle(
+        {
+            "vocabulary": vocabulary.words,
+            "captions": captions,
+            "splits": splits,
+            "max_length": max(len(caption.split()) for caption in training),
+            "settings": {
+                "captions_file": captions_file.name,
+                "captions_sha256": hashlib.sha256(captions_file.read_bytes()).hexdigest(),
+                "splits": source,
+                "min_word_count": args.min_word_count,
+                "captions_per_image": args.captions_per_image,
+                "limit": args.limit,
+                "seed": args.seed,
+            },
+        },
+        args.output_dir / "captions.pkl",
+    )
+    shutil.rmtree(args.output_dir / "shards", ignore_errors=True)
+    report(captions, splits, vocabulary, source, unused, features)
+    print(f"wrote {args.output_dir / 'features.pkl'} and {args.output_dir / 'captions.pkl'}")
+    print(f"next: python train.py --data_dir {args.output_dir}")
+
+
+def find_dataset(args) -> tuple[Path, Path]:
+    """The images folder and the captions file, given or found under the names they come with.
+
+    Raises:
+        InputError: naming what is missing, and how to get or name it.
+    """
+    given = (args.images_dir, args.captions_file)
+    if not args.dataset_dir.is_dir() and not all(given):
+        raise InputError(
+            f"{args.dataset_dir}: no such folder. Put Flickr8k there (README.md, Data "
+            f"Preparation), name yours with --dataset_dir, or try: python data/sample.py"
+        )
+    folders = (
+        [args.images_dir] if args.images_dir else [args.dataset_dir / n for n in IMAGE_FOLDERS]
+    )
+    files = (
+        [args.captions_file]
+        if args.captions_file
+        else [args.dataset_dir / n for n in CAPTION_FILES]
+    )
+    images_dir = next((folder for folder in folders if folder.is_dir()), None)
+    captions_file = next((file for file in files if file.is_file()), None)
+    if images_dir is None:
+        raise InputError(f"{folders[0]}: no such folder. Name the photos' with --images_dir.")
+    if captions_file is None:
+        raise InputError(f"{files[0]}: no such file. Name the captions with --captions_file.")
+    return images_dir, captions_file
+
+
+def choose_splits(args, captions, splits) -> tuple[dict[str, list[str]], str]:
+    """The captions file's own splits, the official lists, or a random split; and which it was."""
+    source = "captions file"
+    if splits is None or args.splits_dir:
+        folder = args.splits_dir or args.dataset_dir
+        splits, source = read_split_lists(folder), "lists"
+        if splits is None and args.splits_dir:
+            raise InputError(f"{folder} has no list named like Flickr_8k.trainImages.txt.")
+    if splits is None:
+        splits, source = random_splits(captions, args.seed), "random"
+    check_splits(splits, captions)
+    return splits, source
+
+
+def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, list[str]]:
+    """Leave out images whose files are not there, if that is allowed.
+
+    Raises:
+        InputError: images are missing and that is not allowed, or all are.
+    """
+    wanted = [i for split in SPLITS for i in splits[split]]
+    missing = {i for i in wanted if not (images_dir / i).is_file()}
+    if not missing:
+        return splits
+    some = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+    if len(missing) == len(wanted):
+        raise InputError(f"none of the {len(wanted)} captioned images is in {images_dir} ({some}).")
+    if not allow_missing:
+        raise InputError(
+            f"{len(missing)} of {len(wanted)} images are not in {images_dir}: {some}\n"
+            f"Add them, or go on without them: --allow_missing"
+        )
+    for image_id in sorted(missing):
+        cli.say(f"missing, left out: {image_id}")
+    return {split: [i for i in ids if i not in missing] for split, ids in splits.items()}
+
+
+def count_unused(images_dir: Path, captions: dict[str, list[str]]) -> int:
+    """How many images in the folder have no caption."""
+    from encoders import list_images
+
+    return sum(path.name not in captions for path in list_images(images_dir))
+
+
+def features_of(args, images_dir: Path, image_ids: list[str]) -> dict:
+    """The content of features.pkl: from that file when nothing has changed, else extracted."""
+    from encoders import Encoder
+    from extraction import extract_features, shard_files
+
+    if args.weights == "random":
+        cli.say("WARNING: --weights random is for tests: such features tell nothing of a photo.")
+    cli.load_tensorflow()
+    encoder = Encoder(args.encoder, args.weights)
+    paths = [images_dir / image_id for image_id in image_ids]
+    files = shard_files(encoder, paths, args.output_dir / "shards")
+    fingerprint = hashlib.sha256(" ".join(file.name for file in files).encode()).hexdigest()
+    target = args.output_dir / "features.pkl"
+    if target.is_file():
+        try:
+            old = load_pickle(target, FEATURE_KEYS)
+        except InputError:
+            old = {"fingerprint": None}  # it will be replaced
+        if old["fingerprint"] == fingerprint:
+            cli.say(f"{target} is up to date: the {len(old['image_ids'])} images are unchanged.")
+            return old
+    features, errors = extract_features(encoder, paths, files, args.batch_size)
+    unreadable = {i: error for i, error in zip(image_ids, errors, strict=True) if error}
+    for error in unreadable.values():
+        cli.say(f"skipped: {error}")
+    return {
+        "features": features,
+        "image_ids": [i for i in image_ids if i not in unreadable],
+        "encoder": encoder.name,
+        "weights_hash": encoder.weights_hash,
+        "fingerprint": fingerprint,
+        "unreadable": unreadable,
+    }
+
+
+def report(captions, splits, vocabulary, source, unused, features) -> None:
+    """Print what was made: images, captions and unknown words per split, vocabulary, lengths."""
+    print(f"{'split':<8}{'images':>8}{'captions':>10}{'tokens':>10}{'unknown':>9}{'longest':>9}")
+    for split in SPLITS:
+        lines = [caption.split() for i in splits[split] for caption in captions[i]]
+        counts = Counter(token for line in lines for token in line)
+        tokens = sum(counts.values())
+        unknown = sum(n for token, n in counts.items() if token not in vocabulary.ids)
+        share = f"{unknown / tokens:.2%}" if tokens else "-"
+        longest = max(map(len, lines), default=0)
+        print(
+            f"{split:<8}{len(splits[split]):>8}{len(lines):>10}{tokens:>10}{share:>9}{longest:>9}"
+        )
+    print(f"vocabulary: {len(vocabulary)} entries, four of them special; splits: {source}")
+    print(
+        f"images: {len(features['image_ids'])} with features, {len(features['unreadable'])} "
+        f"unreadable and skipped; {unused} in the folder have no caption"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))

@@ -1,0 +1,139 @@
+"""Train the caption network on the two pickles of preprocess.py."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import cli
+from files import InputError, load_pickle
+
+DESCRIPTION = """\
+Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
+
+Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
+Writes  MODEL_PATH (.h5, the best epoch by dev loss; all that captioning needs but the CNN's
+        weights), and beside it the history (.csv) and the loss curves (.png).
+
+  python train.py
+  python train.py --units 512 --learning_rate 5e-4 --model_path models/large.h5
+
+Losses are natural logarithms per token: summed over every word and the end of every caption,
+divided by their number. Ctrl-C stops; the best epoch so far is on disk."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options, each with its default and its reason."""
+    parser = cli.parser(DESCRIPTION)
+    add = parser.add_argument
+    number = cli.positive_int
+    add("--data_dir", type=Path, default="data", help="where the two pickles are")
+    add("--model_path", type=Path, default="models/caption_model.h5", help="what to write")
+    add("--epochs", type=number, default=20, help="passes over the training captions, at most")
+    add("--batch_size", type=number, default=64, help="captions per step")
+    add(
+        "--learning_rate",
+        type=cli.positive_float,
+        default=1e-3,
+        help="Adam's step size, constant: Keras' own default does well at batch 64",
+    )
+    add("--embedding_size", type=number, default=256, help="floats per word")
+    add("--units", type=number, default=256, help="width of the LSTM and of the merged layers")
+    add(
+        "--dropout",
+        type=cli.fraction,
+        default=0.5,
+        help="share of the features and of the word vectors dropped: against overfitting",
+    )
+    add(
+        "--patience",
+        type=number,
+        default=3,
+        help="stop after so many epochs without a better dev loss: overfitting does not mend",
+    )
+    add(
+        "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read the pickles, build the network, train it."""
+    args = parse_arguments()
+    if args.model_path.suffix != ".h5":
+        raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    features = load_pickle(
+        args.data_dir / "features.pkl", {"features", "image_ids", "encoder", "weights_hash"}
+    )
+    text = load_pickle(
+        args.data_dir / "captions.pkl",
+        {"vocabulary", "captions", "splits", "max_length", "settings"},
+    )
+
+    cli.load_tensorflow()
+    import keras
+
+    from batches import CaptionBatches
+    from captions import Vocabulary
+    from model import Captioner, CaptionerConfig, build_captioner
+    from training import fit
+
+    keras.utils.set_random_seed(args.seed)
+    vocabulary = Vocabulary(text["vocabulary"])
+    matrix = features["features"]  # (N, feature_size) float32, memory-mapped
+    train_captions = captions_of("train", text, features)
+    dev_captions = captions_of("dev", text, features)
+    train = CaptionBatches(matrix, train_captions, vocabulary, args.batch_size, args.seed)
+    dev = (
+        CaptionBatches(matrix, dev_captions, vocabulary, args.batch_size) if dev_captions else None
+    )
+
+    config = CaptionerConfig(
+        feature_size=matrix.shape[1],
+        vocabulary_size=len(vocabulary),
+        max_length=text["max_length"],
+        encoder=features["encoder"],
+        weights_hash=features["weights_hash"],
+        embedding_size=args.embedding_size,
+        units=args.units,
+        dropout=args.dropout,
+        training={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
+        | {"data": text["settings"]},
+    )
+    network = build_captioner(config, train.log_frequencies())
+    cli.say(
+        f"{len(train.rows)} training captions ({train.tokens} tokens), "
+        f"{len(dev.rows) if dev else 0} dev captions, {len(vocabulary)} words, "
+        f"{network.count_params():,} parameters, features of {config.encoder}"
+    )
+    if dev is None:
+        cli.say("no dev captions: training without validation; the last epoch is kept.")
+    fit(
+        Captioner(network, vocabulary, config),
+        train,
+        dev,
+        model_path=args.model_path,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        patience=args.patience,
+    )
+
+
+def captions_of(split: str, text: dict, features: dict) -> list[tuple[int, str]]:
+    """The split's captions, each with its image's row in the features.
+
+    Raises:
+        InputError: an image of the split has no features.
+    """
+    rows = {image_id: row for row, image_id in enumerate(features["image_ids"])}
+    image_ids = text["splits"][split]
+    missing = [image_id for image_id in image_ids if image_id not in rows]
+    if missing:
+        raise InputError(
+            f"{missing[0]} of the {split} split has no features: the two pickles are not of one "
+            f"run. Run preprocess.py again."
+        )
+    return [(rows[i], caption) for i in image_ids for caption in text["captions"][i]]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
