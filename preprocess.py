@@ -17,7 +17,7 @@ from captions import (
     read_captions,
     read_split_lists,
 )
-from encoders import ENCODERS
+from encoders import ENCODERS, list_images
 from files import InputError, load_pickle, save_pickle
 
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
@@ -104,9 +104,10 @@ def main() -> None:
     if args.limit:
         splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
     splits = drop_missing(splits, images_dir, args.allow_missing)
-    unused = count_unused(images_dir, captions)
+    wanted = set(chain(*splits.values()))
+    unused = sum(path.name not in wanted for path in list_images(images_dir))
 
-    features = features_of(args, images_dir, sorted(chain(*splits.values())))
+    features = features_of(args, images_dir, sorted(wanted))
     readable = set(features["image_ids"])
     splits = {split: [i for i in ids if i in readable] for split, ids in splits.items()}
     if not splits["train"]:
@@ -207,13 +208,6 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
     return {split: [i for i in ids if i not in missing] for split, ids in splits.items()}
 
 
-def count_unused(images_dir: Path, captions: dict[str, list[str]]) -> int:
-    """How many images in the folder have no caption."""
-    from encoders import list_images
-
-    return sum(path.name not in captions for path in list_images(images_dir))
-
-
 def features_of(args, images_dir: Path, image_ids: list[str]) -> dict:
     """The content of features.pkl: from that file when nothing has changed, else extracted."""
     from encoders import Encoder
@@ -265,7 +259,7 @@ def report(captions, splits, vocabulary, source, unused, features) -> None:
     print(f"vocabulary: {len(vocabulary)} entries, four of them special; splits: {source}")
     print(
         f"images: {len(features['image_ids'])} with features, {len(features['unreadable'])} "
-        f"unreadable and skipped; {unused} in the folder have no caption"
+        f"unreadable and skipped; {unused} in the folder unused (no caption, or in no split)"
     )
 
 

@@ -19,20 +19,36 @@ HISTORY = ("epoch", "train_loss", "dev_loss", "seconds")  # the columns of the C
 
 
 def compile_for_training(network: keras.Model, learning_rate: float) -> None:
-    """Adam on the mean cross-entropy over a batch's tokens; `token_loss` is exact over an epoch.
-
-    Keras averages its own `loss` over batches, whatever they hold; the metric weighs every token
-    the same.
-    """
+    """Adam on the mean cross-entropy over a batch's tokens, with `TokenLoss` for the epoch's."""
     network.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=True, reduction="mean_with_sample_weight"
         ),
-        weighted_metrics=[
-            keras.metrics.SparseCategoricalCrossentropy(from_logits=True, name="token_loss")
-        ],
+        weighted_metrics=[TokenLoss()],
     )
+
+
+class TokenLoss(keras.metrics.Metric):
+    """Cross-entropy per token over all batches, in nats: every token weighs the same.
+
+    Keras' own loss and metrics average over batches first, where short captions weigh more.
+    """
+
+    def __init__(self, name: str = "token_loss"):
+        super().__init__(name=name)
+        self.total = self.add_variable((), "zeros", name="total")
+        self.tokens = self.add_variable((), "zeros", name="tokens")
+
+    def update_state(self, targets, logits, sample_weight):
+        """Add a batch: targets and weights (B, T), logits (B, T, V)."""
+        losses = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
+        self.total.assign_add(keras.ops.sum(losses * sample_weight))  # (B, T)
+        self.tokens.assign_add(keras.ops.sum(sample_weight))
+
+    def result(self):
+        """Nats per token."""
+        return self.total / self.tokens
 
 
 def fit(
@@ -63,7 +79,9 @@ def fit(
     log = EpochLog(captioner, train, model_path, epochs)
     callbacks = [log, keras.callbacks.TerminateOnNaN()]
     if dev is not None:
-        callbacks.append(keras.callbacks.EarlyStopping("val_token_loss", patience=patience))
+        callbacks.append(
+            keras.callbacks.EarlyStopping("val_token_loss", mode="min", patience=patience)
+        )
     try:
         captioner.network.fit(
             train.dataset(),

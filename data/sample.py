@@ -46,7 +46,7 @@ def draw_scene(colour: str, shape: str, centres, random: np.random.Generator) ->
     background = tuple(int(value) for value in random.integers(205, 256, 3))
     image = Image.new("RGB", (side, side), background)
     pen = ImageDraw.Draw(image)
-    radius = random.uniform(0.11, 0.17) * side
+    radius = random.uniform(0.15, 0.19) * side
     for x, y in centres:
         x, y = (x + random.uniform(-0.05, 0.05)) * side, (y + random.uniform(-0.05, 0.05)) * side
         if shape == "circle":
@@ -82,6 +82,12 @@ def captions_of(colour: str, shape: str, count: int, place: str) -> list[str]:
     ]
 
 
+def colour_and_shape(caption: str) -> tuple[set[str], set[str]]:
+    """The colours and the shapes that a tokenized caption names, shapes in the singular."""
+    words = {word.removesuffix("s") for word in caption.split()}
+    return words & COLOURS.keys(), words & set(SHAPES)
+
+
 def write_sample(folder: Path, scenes: int, seed: int) -> None:
     """Write Images/, captions.txt and the three split lists, as Flickr8k has them."""
     random = np.random.default_rng(seed)
@@ -114,7 +120,7 @@ def main() -> None:
     """Draw the set where the command line says."""
     parser = cli.parser(__doc__)
     parser.add_argument("--output_dir", type=Path, default="demo/dataset", help="where to write")
-    parser.add_argument("--scenes", type=cli.positive_int, default=480, help="pictures to draw")
+    parser.add_argument("--scenes", type=cli.positive_int, default=720, help="pictures to draw")
     parser.add_argument("--seed", type=cli.seed, default=0, help="of everything random in them")
     args = parser.parse_args()
     write_sample(args.output_dir, args.scenes, args.seed)

@@ -1,0 +1,50 @@
+# make demo       set up .venv, draw a sample set, train on it, caption held-out scenes
+# make test       the tests, under five minutes        make test-long   those that take longer
+# make lint       ruff, lint and format                make clean       remove what these made
+
+SHELL := /bin/bash
+CHECK := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+# The first Python that will do; a given one (make PYTHON=…) must do.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c '$(CHECK)' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: demo test test-long lint clean
+
+.venv/bin/python:
+	@if ! $(or $(PYTHON),false) -c '$(CHECK)' 2>/dev/null; then \
+		echo "This needs Python 3.11, 3.12 or 3.13 (TensorFlow has no build for others)." >&2; \
+		echo "Install one and name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.12" >&2; exit 1; fi
+	$(PYTHON) -m venv .venv
+
+# The stamps carry the requirements' own times: pip runs again only when these change.
+.venv/installed: requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@touch $@
+
+.venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/installed
+
+demo: .venv/installed
+	$(BIN)/python data/sample.py --output_dir $(DEMO)/dataset
+	$(BIN)/python preprocess.py --dataset_dir $(DEMO)/dataset --output_dir $(DEMO)/data \
+		--encoder efficientnet_lite0
+	$(BIN)/python train.py --data_dir $(DEMO)/data --model_path $(DEMO)/models/caption_model.h5 \
+		--epochs 20
+	@echo
+	@$(BIN)/python data/show_sample.py --demo_dir $(DEMO)
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest -m "not long" $(ARGS)
+
+test-long: .venv/installed-dev
+	$(BIN)/python -m pytest -m long $(ARGS)
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,185 @@
+"""Tokens, vocabulary, caption readers and splits."""
+
+import json
+from collections import Counter
+from itertools import chain
+
+import pytest
+
+from captions import (
+    END,
+    START,
+    UNKNOWN,
+    Vocabulary,
+    check_splits,
+    random_splits,
+    read_captions,
+    read_split_lists,
+    tokenize,
+)
+from files import InputError
+
+
+@pytest.mark.parametrize(
+    ("caption", "tokens"),
+    [
+        ("A dog 's t-shirt , torn .", ["a", "dog", "'s", "t-shirt", "torn"]),
+        ("The dog's ball", ["the", "dog", "'s", "ball"]),
+        ("The boys\u2019s \u2018boat\u2019", ["the", "boys", "'s", "boat"]),
+        ('"Two" (2) men & 1 woman!', ["two", "2", "men", "1", "woman"]),
+        ("...", []),
+        ("<start> 's", ["start", "'s"]),  # never mistaken for a special token
+        ("Ein grünes Straßenschild", ["ein", "grünes", "straßenschild"]),
+        ("रंगीन किताबें।", ["रंगीन", "किताबें"]),  # vowel signs are marks, and stay
+        ("كلبٌ يركض،", ["كلبٌ", "يركض"]),
+        ("一只 狗 。", ["一只", "狗"]),
+        ("cafe\u0301", ["caf\u00e9"]),  # one spelling for both ways to write é
+        ("a\0b\ud800c", ["a", "b", "c"]),
+    ],
+)
+def test_tokenize(caption, tokens):
+    assert tokenize(caption) == tokens
+    assert tokenize(" ".join(tokens)) == tokens
+
+
+def test_vocabulary_by_falling_frequency_then_alphabetically():
+    vocabulary = Vocabulary.from_captions(["b b a", "c a b", "d"], min_word_count=1)
+    assert vocabulary.words[4:] == ["b", "a", "c", "d"]
+    assert Vocabulary.from_captions(["b b a", "c a b", "d"], 2).words[4:] == ["b", "a"]
+    assert vocabulary.encode("b e") == [START, 4, UNKNOWN, END]
+    assert vocabulary.decode([4, 5, END, 6]) == "b a"
+    with pytest.raises(InputError, match="begin with"):
+        Vocabulary(["a", "b"])
+    with pytest.raises(InputError, match="twice"):
+        Vocabulary([*vocabulary.words, "b"])
+
+
+KARPATHY = {
+    "images": [
+        {"filename": "a.jpg", "split": "train", "sentences": [{"raw": "A dog."}, {"raw": "Dogs"}]},
+        {"filename": "b.jpg", "split": "restval", "sentences": [{"raw": "A man, old."}]},
+        {"filename": "c.jpg", "filepath": "val2014", "split": "val", "sentences": [{"raw": "C"}]},
+    ]
+}
+EXPECTED = {"a.jpg": ["a dog", "dogs"], "b.jpg": ["a man old"]}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'image,caption\na.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"\n',
+        '\ufeffimage,caption\r\na.jpg,A dog .\r\n\r\na.jpg,Dogs\r\nb.jpg,"A man , old"\r\n',
+        'a.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"',  # one's own, without a header
+        "a.jpg#0\tA dog .\na.jpg#1\tDogs\n\nb.jpg#0\tA man , old\n",
+        "\ufeffa.jpg#0\tA dog .\r\na.jpg#1\tDogs\r\nb.jpg#0\tA man , old\r\n",
+    ],
+    ids=["kaggle", "kaggle-bom-crlf-blank", "two-columns", "token.txt", "token.txt-bom-crlf"],
+)
+def test_readers_agree(tmp_path, text):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(text.encode())
+    assert read_captions(path) == (EXPECTED, None)
+
+
+def test_karpathy_json_brings_its_splits(tmp_path):
+    path = tmp_path / "dataset_coco.json"
+    path.write_text(json.dumps(KARPATHY))
+    captions, splits = read_captions(path)
+    assert captions == EXPECTED | {"val2014/c.jpg": ["c"]}
+    assert splits == {"train": ["a.jpg", "b.jpg"], "dev": ["val2014/c.jpg"], "test": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", "holds no captions"),
+        (b"image,caption\n", "holds no captions"),
+        (b"a.jpg,A dog, brown\n", ":1: 3 columns.*double quotes"),
+        (b"a.jpg,A dog\nb.jpg\n", ":2: 1 columns"),
+        (b"a.jpg,A dog\nb.jpg,\n", ":2: the caption of b.jpg is empty"),
+        (b"a.jpg,A dog\nb.jpg, ...\n", ":2: the caption of b.jpg is empty"),
+        (b'a.jpg,"A dog\n', ":1: unexpected end of data"),
+        (b"a.jpg#0\tA dog\nb.jpg A man\n", ":2: not of the form"),
+        (b"a.jpg,caf\xe9\n", "not UTF-8"),
+        (b"../a.jpg,A dog\n", "not a file name inside"),
+        (b"/etc/a.jpg,A dog\n", "not a file name inside"),
+        (b"a.jpg," + b"x" * 200_000, "field larger than field limit"),
+        (b'{"images": [{"filename": "a.jpg"}]}', "not a Karpathy split file"),
+        (b'{"images": ', "not a Karpathy split file"),
+    ],
+)
+def test_bad_caption_files_name_line_and_fix(tmp_path, text, message):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(text)
+    with pytest.raises(InputError, match=message):
+        read_captions(path)
+
+
+def test_split_lists(tmp_path):
+    captions = {name: ["a"] for name in ("a.jpg", "b.jpg", "c.jpg")}
+    assert read_split_lists(tmp_path) is None
+    (tmp_path / "Flickr_8k.trainImages.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\nb.jpg\r\n")
+    splits = read_split_lists(tmp_path)
+    assert splits == {"train": ["a.jpg", "b.jpg"], "dev": [], "test": []}
+    check_splits(splits, captions)
+    with pytest.raises(InputError, match=r"b\.jpg is in both the train and the test split"):
+        check_splits(splits | {"test": ["b.jpg"]}, captions)
+    with pytest.raises(InputError, match=r"d\.jpg, of the dev split, has no captions"):
+        check_splits(splits | {"dev": ["d.jpg"]}, captions)
+    with pytest.raises(InputError, match="no images to train on"):
+        check_splits(splits | {"train": []}, captions)
+
+
+def test_random_splits_are_seeded_disjoint_and_by_image():
+    names = [f"{i}.jpg" for i in range(50)]
+    splits = random_splits(names, seed=3)
+    assert {split: len(ids) for split, ids in splits.items()} == {"train": 40, "dev": 5, "test": 5}
+    assert sorted(chain(*splits.values())) == sorted(names)
+    assert random_splits(reversed(names), seed=3) == splits != random_splits(names, seed=4)
+    with pytest.raises(InputError, match="too few"):
+        random_splits(names[:2], seed=0)
+
+
+def keras_words(text: str) -> list[str]:
+    """Words as Keras' old Tokenizer counts them: these characters are blanks, lower case."""
+    blanks = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n', " "))
+    return text.lower().translate(blanks).split()
+
+
+def last_lines(path) -> dict[str, str]:
+    """The last caption of each image, as it stands in a Kaggle file."""
+    import csv
+
+    with path.open(newline="") as file:
+        rows = list(csv.reader(file))
+    return dict(rows[1:])
+
+
+def test_where_the_original_figures_come_from(flickr8k):
+    """4,426 words and 38 tokens: the last caption of each image, and the header as a caption."""
+    lines = last_lines(flickr8k / "captions.txt")
+    words = {word for line in lines.values() for word in keras_words(line)}
+    assert len(lines) == 8091
+    assert len(words) == 4424  # 4,425 with the id of the padding
+    assert len(words | set(keras_words("caption"))) + 1 == 4426  # the header counted as a caption
+    assert max(len(line.split()) for line in lines.values()) == 38
+
+
+def test_last_captions_of_the_sample_set(demo):
+    """The twin of the test above: the fifth caption of every scene has its own form."""
+    lines = last_lines(demo / "dataset" / "captions.txt")
+    assert len(lines) == 720
+    assert all(line.count(",") == 2 for line in lines.values())
+    assert max(len(keras_words(line)) for line in lines.values()) == 6
+
+
+def test_flickr8k_facts(flickr8k):
+    captions, _ = read_captions(flickr8k / "captions.txt")
+    assert (len(captions), sum(map(len, captions.values()))) == (8091, 40455)
+    older, _ = read_captions(flickr8k / "Flickr8k.token.txt")
+    assert set(older) - set(captions) == {"2258277193_586949ec62.jpg.1"}
+    assert {name: older[name] for name in captions} == captions
+    train = read_split_lists(flickr8k)["train"]
+    counts = Counter(word for name in train for line in captions[name] for word in line.split())
+    assert len(Vocabulary.from_captions((c for n in train for c in captions[n]), 3)) == 3490
+    assert sum(counts.values()) == 323639

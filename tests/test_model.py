@@ -1,0 +1,269 @@
+"""The network, its loss, its training and its file: properties that hold whatever the weights."""
+
+import dataclasses
+from itertools import chain
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import model
+from batches import CaptionBatches
+from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
+from files import InputError
+from model import Captioner, CaptionerConfig, build_captioner
+from training import EpochLog, compile_for_training
+
+WORDS = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(40))]
+CONFIG = CaptionerConfig(
+    feature_size=12,
+    vocabulary_size=len(WORDS),
+    max_length=9,
+    encoder="efficientnet_lite0",
+    weights_hash="-",
+    embedding_size=16,
+    units=16,
+)
+
+
+def random_batches(count=50, batch_size=8, seed: int | None = 0, words=40) -> CaptionBatches:
+    """Random captions of 1 to 9 words, common words more often, of 10 random images."""
+    random = np.random.default_rng(0)
+    features = random.normal(size=(10, CONFIG.feature_size)).astype(np.float32)
+    shares = 1 / np.arange(1, words + 1)
+    captions = []
+    for _ in range(count):
+        drawn = random.choice(words, random.integers(1, 10), p=shares / shares.sum())
+        captions.append((int(random.integers(10)), " ".join(f"w{i}" for i in drawn)))
+    return CaptionBatches(features, captions, Vocabulary(WORDS), batch_size, seed)
+
+
+def token_losses(network, features, ids) -> np.ndarray:
+    """Cross-entropy at every target of whole captions, by numpy: (B, T), padding included."""
+    logits = network([features, ids[:, :-1]]).numpy().astype(np.float64)  # (B, T, V)
+    logits -= logits.max(-1, keepdims=True)
+    log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_probs, ids[:, 1:, None].astype(int), -1)[..., 0]
+
+
+def test_parameter_counts():
+    """Every layer of the network at its default sizes on VGG16 features."""
+    config = dataclasses.replace(
+        CONFIG, feature_size=4096, vocabulary_size=3490, embedding_size=256, units=256
+    )
+    network = build_captioner(config)
+    counts = {layer.name: layer.count_params() for layer in network.layers if layer.weights}
+    assert counts == {
+        "image": 4096 * 256 + 256,
+        "embedding": 3490 * 256,
+        "lstm": 4 * (256 * 256 + 256 * 256 + 256),  # four gates
+        "merged": 256 * 256 + 256,
+        "logits": 256 * 3490 + 3490,
+    }
+    assert network.count_params() == 3_430_306
+
+
+def test_first_loss_is_the_unigram_entropy():
+    """Before training the network knows how common each word is, and no more."""
+    batches = random_batches(2000)
+    keras.utils.set_random_seed(0)
+    network = build_captioner(CONFIG, batches.log_frequencies())
+    targets = batches.ids[:, 1:][batches.ids[:, 1:] != PADDING]
+    shares = np.bincount(targets) / len(targets)
+    entropy = -(shares[shares > 0] * np.log(shares[shares > 0])).sum()
+    losses = token_losses(network, batches.features[batches.rows], batches.ids)
+    loss = losses[batches.ids[:, 1:] != PADDING].mean()
+    assert loss == pytest.approx(entropy, abs=0.1)
+    assert entropy < np.log(len(WORDS)) - 0.3  # log V would fail
+
+
+def test_whole_captions_equal_prefixes():
+    """One pass over whole captions: loss and gradients of all prefixes, each a sample."""
+    keras.utils.set_random_seed(1)
+    network = build_captioner(CONFIG)
+    batches = random_batches(count=8)
+    features, ids = batches.features[batches.rows], batches.ids
+    compile_for_training(network, 1e-3)
+    (whole_inputs, targets, weights) = (
+        (features, ids[:, :-1]),
+        ids[:, 1:],
+        np.float32(ids[:, 1:] != PADDING),
+    )
+
+    with tf.GradientTape() as tape:
+        whole = network.compute_loss(
+            whole_inputs, targets, network(list(whole_inputs)), weights, training=False
+        )
+    gradients = tape.gradient(whole, network.trainable_variables)
+
+    total, count = 0.0, int(weights.sum())
+    sums = [np.zeros(variable.shape) for variable in network.trainable_variables]
+    for row, line in zip(features, ids, strict=True):
+        for end in range(1, np.count_nonzero(line)):  # the prefix before each target
+            with tf.GradientTape() as tape:
+                logits = network([row[None], line[None, :end]])[0, -1]  # (V,)
+                loss = -tf.nn.log_softmax(logits)[line[end]]
+            total += float(loss)
+            for i, gradient in enumerate(tape.gradient(loss, network.trainable_variables)):
+                sums[i] += tf.convert_to_tensor(gradient).numpy()
+    assert float(whole) == pytest.approx(total / count, rel=1e-5)
+    for gradient, expected in zip(gradients, sums, strict=True):
+        gradient = tf.convert_to_tensor(gradient).numpy()
+        np.testing.assert_allclose(gradient, expected / count, rtol=1e-3, atol=1e-6)
+
+
+def test_overfits_one_batch():
+    """Eight captions of eight different images can be learnt by heart."""
+    keras.utils.set_random_seed(2)
+    config = dataclasses.replace(CONFIG, dropout=0.0)
+    features = np.random.default_rng(1).normal(size=(8, CONFIG.feature_size)).astype(np.float32)
+    texts = [" ".join(f"w{(5 * i + j * (i + 1)) % 40}" for j in range(3 + i % 4)) for i in range(8)]
+    vocabulary = Vocabulary(WORDS)
+    batches = CaptionBatches(features, list(enumerate(texts)), vocabulary, 8, seed=0)
+    network = build_captioner(config)
+    compile_for_training(network, 1e-2)
+    history = network.fit(batches.dataset(), epochs=150, verbose=0)
+    assert history.history["token_loss"][-1] < 0.02
+    assert Captioner(network, vocabulary, config).caption_features(features) == texts
+
+
+def test_every_caption_once_an_epoch_in_an_order_of_seed_and_epoch():
+    batches, again = random_batches(seed=5), random_batches(seed=5)
+    first = [batch.tolist() for batch in batches.order()]
+    assert sorted(chain(*first)) == list(range(50))
+    assert first == [batch.tolist() for batch in again.order()]
+    batches.epoch = 1
+    assert first != [batch.tolist() for batch in batches.order()]
+    widths = [batches.lengths[batch] for batch in batches.order()]
+    # Bucketed: the batches' widths add up to little more than they must.
+    assert sum(width.max() * len(width) for width in widths) < 1.15 * batches.lengths.sum()
+    for (features, inputs), targets, weights in batches:
+        assert len(features) == len(inputs)
+        np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
+        assert (inputs[:, 0] == START).all()
+        np.testing.assert_array_equal(weights, targets != PADDING)
+        assert ((targets == END).sum(axis=1) == 1).all()
+        assert (weights[:, -1] == 1).any()  # no column of padding alone
+
+
+def test_token_loss_weighs_every_token_the_same():
+    """Over batches of unequal lengths and sizes, the epoch's figure is the mean over all tokens."""
+    keras.utils.set_random_seed(3)
+    network = build_captioner(CONFIG)
+    compile_for_training(network, 1e-3)
+    batches = random_batches(seed=None)
+    result = network.evaluate(batches.dataset(), return_dict=True, verbose=0)
+    losses = token_losses(network, batches.features[batches.rows], batches.ids)
+    expected = losses[batches.ids[:, 1:] != PADDING]
+    assert len(expected) == batches.tokens
+    assert result["token_loss"] == pytest.approx(expected.mean(), rel=1e-5)
+    assert result["loss"] != pytest.approx(expected.mean(), rel=1e-5)  # Keras' own mean is not
+
+
+def test_an_epoch_is_drawn_from_its_number_alone(tmp_path):
+    """Training epoch 1 gives the same weights whether or not epoch 0 ran before in the process."""
+
+    def epoch_one(run_first: bool):
+        keras.utils.set_random_seed(4)
+        network = build_captioner(CONFIG)
+        start = network.get_weights()
+        batches = random_batches()
+        captioner = Captioner(network, Vocabulary(WORDS), CONFIG)
+        for epoch in (0, 1) if run_first else (1,):
+            network.set_weights(start)
+            compile_for_training(network, 1e-2)
+            log = EpochLog(captioner, batches, tmp_path / "m.h5", epochs=2)
+            network.fit(
+                batches.dataset(),
+                initial_epoch=epoch,
+                epochs=epoch + 1,
+                callbacks=[log],
+                verbose=0,
+                shuffle=False,
+            )
+        return network.get_weights()
+
+    for one, other in zip(epoch_one(True), epoch_one(False), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
+def test_greedy_equals_an_argmax_loop_over_the_full_forward_pass(monkeypatch):
+    """The stepwise decoder, batched, against the plain definition, one image at a time."""
+    monkeypatch.setattr(model, "DECODING_BATCH", 16)  # three batches, the last one smaller
+    network = build_captioner(CONFIG)
+    random = np.random.default_rng(6)  # large weights and a likely end, so that captions differ
+    network.set_weights([random.normal(size=array.shape) for array in network.get_weights()])
+    embedding, logits = network.get_layer("embedding"), network.get_layer("logits")
+    embedding.set_weights([3 * embedding.get_weights()[0]])
+    kernel, bias = logits.get_weights()
+    logits.set_weights([kernel, bias + 10 * np.eye(len(WORDS))[END]])
+    captioner = Captioner(network, Vocabulary(WORDS), CONFIG)
+    features = random.normal(scale=0.3, size=(40, CONFIG.feature_size)).astype(np.float32)
+    expected = []
+    for row in features:
+        ids = [START]
+        while len(ids) <= CONFIG.max_length and ids[-1] != END:
+            logits = network([row[None], np.array([ids])]).numpy()[0, -1]  # (V,)
+            logits[[PADDING, UNKNOWN, START]] = -np.inf
+            ids.append(int(logits.argmax()))
+        expected.append(captioner.vocabulary.decode(ids))
+    captions = captioner.caption_features(features)
+    assert captions == expected
+    assert len(set(captions)) > 10
+    lengths = {len(caption.split()) for caption in captions}
+    assert CONFIG.max_length in lengths  # some are cut
+    assert len(lengths) > 1  # and others end by themselves
+
+
+def test_save_and_load(tmp_path):
+    keras.utils.set_random_seed(7)
+    words = [*SPECIAL_TOKENS, "dog", "'s", "größe", "كلب"]
+    config = dataclasses.replace(CONFIG, vocabulary_size=len(words), training={"epochs": 3})
+    captioner = Captioner(build_captioner(config), Vocabulary(words), config)
+    captioner.save(tmp_path / "m.h5")
+    features = np.random.default_rng(3).normal(size=(20, CONFIG.feature_size)).astype(np.float32)
+    tokens = np.random.default_rng(4).integers(0, len(words), (20, 5))
+    logits = captioner.network([features, tokens]).numpy()
+
+    loaded = Captioner.load(tmp_path / "m.h5")
+    assert loaded.config == config
+    assert loaded.vocabulary.words == words
+    np.testing.assert_array_equal(loaded.network([features, tokens]).numpy(), logits)
+    assert loaded.caption_features(features) == captioner.caption_features(features)
+
+    plain = keras.models.load_model(tmp_path / "m.h5")  # as any Keras user would
+    np.testing.assert_array_equal(plain([features, tokens]).numpy(), logits)
+
+
+def test_a_vocabulary_beyond_an_attribute_s_limit_is_kept(tmp_path):
+    """HDF5 attributes stop at 64 kB; 20,000 words take more."""
+    words = [*SPECIAL_TOKENS, *(f"word{i:05d}" for i in range(20_000))]
+    config = dataclasses.replace(CONFIG, vocabulary_size=len(words), embedding_size=2, units=2)
+    Captioner(build_captioner(config), Vocabulary(words), config).save(tmp_path / "m.h5")
+    assert Captioner.load(tmp_path / "m.h5").vocabulary.words == words
+
+
+def test_what_is_no_captioner_is_refused(tmp_path):
+    captioner = Captioner(build_captioner(CONFIG), Vocabulary(WORDS), CONFIG)
+    path = tmp_path / "m.h5"
+    with pytest.raises(InputError, match="no such model"):
+        Captioner.load(path)
+    path.write_text("not HDF5")
+    with pytest.raises(InputError, match=r"m\.h5 is not a captioner"):
+        Captioner.load(path)
+    captioner.network.save(path)
+    with pytest.raises(InputError, match="is not a captioner"):
+        Captioner.load(path)
+    captioner.save(path)
+    with h5py.File(path, "r+") as file:
+        file["captioner"].attrs["format_version"] = 99
+    with pytest.raises(InputError, match="format 99"):
+        Captioner.load(path)
+    captioner.save(path)
+    with h5py.File(path, "r+") as file:
+        del file["captioner/vocabulary"]
+        file["captioner"].create_dataset("vocabulary", data=WORDS[:-1], dtype=h5py.string_dtype())
+    with pytest.raises(InputError, match="43 words for 44 outputs"):
+        Captioner.load(path)
