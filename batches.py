@@ -4,6 +4,34 @@ import numpy as np
 import tensorflow as tf
 
 from captions import PADDING, Vocabulary
+from files import InputError
+
+
+def caption_rows(
+    split: str,
+    captions: dict[str, list[str]],
+    splits: dict[str, list[str]],
+    image_ids: list[str],
+) -> list[tuple[int, str]]:
+    """The captions of a split, each with its image's row in the features.
+
+    Args:
+        split: "train", "dev" or "test".
+        captions: image id -> tokenized captions.
+        splits: split -> image ids.
+        image_ids: of the features' rows.
+
+    Raises:
+        InputError: an image of the split has no features.
+    """
+    rows = {image_id: row for row, image_id in enumerate(image_ids)}
+    missing = next((image_id for image_id in splits[split] if image_id not in rows), None)
+    if missing is not None:
+        raise InputError(
+            f"{missing} of the {split} split has no features: the two pickles are not of one run. "
+            f"Run preprocess.py again."
+        )
+    return [(rows[i], caption) for i in splits[split] for caption in captions[i]]
 
 
 class CaptionBatches:
@@ -11,7 +39,8 @@ class CaptionBatches:
 
     A merge network's LSTM never sees the image, so one pass over a whole caption gives the loss
     and gradients of all its prefixes. The targets are the inputs one step later; padding, always
-    to the right, has weight 0.
+    to the right, has weight 0. Every other target has the same weight in the whole epoch, as if
+    each were a sample of its own: the batches' summed losses average to the loss per token.
 
     Attributes:
         epoch: decides the order of the next pass, together with the seed: a training that is
@@ -44,6 +73,8 @@ class CaptionBatches:
             line[: len(ids)] = ids
         self.vocabulary_size = len(vocabulary)
         self.batch_size = batch_size
+        mean_length = self.tokens / max(1, len(captions))
+        self.weight = np.float32(1 / (batch_size * mean_length))
         self.seed = seed
         self.epoch = 0
 
@@ -79,7 +110,7 @@ class CaptionBatches:
         for batch in self.order():
             ids = self.ids[batch, : self.lengths[batch].max()]  # (B, T + 1)
             inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T) each
-            weights = (targets != PADDING).astype(np.float32)  # (B, T)
+            weights = (targets != PADDING) * self.weight  # (B, T)
             yield (self.features[self.rows[batch]], inputs), targets, weights
 
     def dataset(self) -> tf.data.Dataset:

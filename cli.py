@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from files import InputError
 
+LENGTH_PENALTY = 0.7  # default of beam search, chosen on Flickr8k's dev split
 DONE, FAILED = 0, 1  # exit codes; argparse itself ends wrong use with 2
 
 
@@ -54,6 +55,24 @@ def fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
     return value
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of beam search."""
+    parser.add_argument(
+        "--beam_size",
+        type=positive_int,
+        default=1,
+        metavar="K",
+        help="hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions",
+    )
+    parser.add_argument(
+        "--length_penalty",
+        type=float,
+        default=LENGTH_PENALTY,
+        help="of a beam's final ranking, by log-probability / length ** penalty: 0 favours short "
+        "captions, 1 long ones",
+    )
 
 
 def say(message: str) -> None:

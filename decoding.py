@@ -33,7 +33,7 @@ def beam_search(
             of tokens, END included) ** length_penalty: 0 ranks by probability, 1 by the mean.
 
     Returns:
-        tokens (B, K, max_length + 1) int32, best first, END then PADDING behind the words, and
+        tokens (B, K, max_length) int32, best first, END and PADDING behind the words, and
         scores (B, K) float32, the summed natural log-probabilities. Where there are fewer than K
         captions at all (a tiny vocabulary), the rest of the beam has the score -inf.
     """
@@ -41,7 +41,7 @@ def beam_search(
     # One hypothesis an image to begin with: equal ones would fill the beam with copies.
     scores = tf.tile([[0.0] + [NEVER] * (beam_size - 1)], [batch_size, 1])  # (B, K)
     last = tf.fill([width], START)  # (B * K,)
-    lines = tf.fill([batch_size, beam_size, max_length + 1], PADDING)
+    lines = tf.fill([batch_size, beam_size, max_length], PADDING)
     done = tf.zeros([batch_size, beam_size], tf.bool)
     position = tf.constant(0)
 
@@ -60,8 +60,8 @@ def beam_search(
         totals = tf.reshape(scores[:, :, None] + log_probs, [batch_size, -1])  # (B, K * V)
         scores, best = tf.math.top_k(totals, beam_size)  # (B, K)
         parent, token = best // vocabulary_size, best % vocabulary_size  # (B, K)
-        lines = tf.gather(lines, parent, batch_dims=1)  # (B, K, max_length + 1)
-        column = tf.one_hot(position, max_length + 1, True, False, dtype=tf.bool)
+        lines = tf.gather(lines, parent, batch_dims=1)  # (B, K, max_length)
+        column = tf.one_hot(position, max_length, True, False, dtype=tf.bool)
         lines = tf.where(column, token[:, :, None], lines)
         done = tf.gather(done, parent, batch_dims=1) | (token == END)
         flat = tf.reshape(rows * beam_size + parent, [width])  # each hypothesis' parent row

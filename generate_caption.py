@@ -5,7 +5,7 @@ import csv
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -55,6 +55,14 @@ def parse_arguments() -> argparse.Namespace:
         "object a line; csv: with a header; coco: one JSON list of image_id (the file name) and "
         "caption, as the COCO scorers read it",
     )
+    cli.add_decoding_options(parser)
+    add(
+        "--num_captions",
+        type=cli.positive_int,
+        default=1,
+        metavar="N",
+        help="the N best of the beam (N <= K), each with the logarithm of its probability",
+    )
     add("--save_figure", type=Path, metavar="FILE", help="draw the photos with their captions")
     add(
         "--batch_size",
@@ -62,7 +70,12 @@ def parse_arguments() -> argparse.Namespace:
         default=32,
         help="photos per pass of the CNN; more takes more memory and is hardly faster",
     )
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.num_captions > args.beam_size:
+        parser.error(f"--num_captions {args.num_captions} needs --beam_size {args.num_captions}")
+    if args.num_captions > 1 and args.format == "coco":
+        parser.error("--format coco takes one caption an image; use jsonl for several")
+    return args
 
 
 def main() -> None:
@@ -74,10 +87,12 @@ def main() -> None:
     from model import Captioner
 
     captioner = Captioner.load(args.model_path, args.weights)
+    write = Writer(args.format, args.num_captions)
     done = []
-    captions = caption_files(captioner, paths, args.batch_size)
-    for path, caption in write_captions(captions, args.format):
-        done.append((path, caption))
+    for path, beam in caption_files(captioner, paths, args):
+        write(path, beam[: args.num_captions])
+        done.append((path, [caption for caption, _ in beam[: args.num_captions]]))
+    write.close()
     if not done:
         raise InputError(f"none of the {len(paths)} files could be captioned.")
     if len(paths) > 1:
@@ -85,7 +100,7 @@ def main() -> None:
     if args.save_figure:
         from figures import draw_captions
 
-        draw_captions([(path, [caption]) for path, caption in done], args.save_figure)
+        draw_captions(done, args.save_figure)
         cli.say(f"drew {args.save_figure}")
 
 
@@ -102,12 +117,11 @@ def expand(arguments: list[str]) -> Iterator[Path]:
         yield from images
 
 
-def caption_files(captioner, paths: list[Path], batch_size: int) -> Iterator[tuple[Path, str]]:
-    """Caption the readable images, in order; name the others on stderr."""
-    bar = cli.progress(len(paths), "image")
-    with ThreadPoolExecutor() as pool, bar:
-        for start in range(0, len(paths), batch_size):
-            chunk = paths[start : start + batch_size]
+def caption_files(captioner, paths: list[Path], args) -> Iterator[tuple[Path, list]]:
+    """Caption the readable images, in order, each with its beam; name the others on stderr."""
+    with ThreadPoolExecutor() as pool, cli.progress(len(paths), "image") as bar:
+        for start in range(0, len(paths), args.batch_size):
+            chunk = paths[start : start + args.batch_size]
             readable, batch = [], []
             for path, (pixels, error) in zip(chunk, pool.map(try_load_image, chunk), strict=True):
                 if error:
@@ -117,29 +131,47 @@ def caption_files(captioner, paths: list[Path], batch_size: int) -> Iterator[tup
                     batch.append(pixels)  # (224, 224, 3)
             if batch:
                 features = captioner.encoder.encode(np.stack(batch))  # (B, feature_size)
-                yield from zip(readable, captioner.caption_features(features), strict=True)
+                beams = captioner.decode(features, args.beam_size, args.length_penalty)
+                yield from zip(readable, beams, strict=True)
             bar.update(len(chunk))
 
 
-def write_captions(captions: Iterable[tuple[Path, str]], form: str) -> Iterator[tuple[Path, str]]:
-    """Print each caption as it comes, in one of `FORMATS`, and pass it on."""
-    table = csv.writer(sys.stdout, lineterminator="\n")
-    found = []
-    if form == "csv":
-        table.writerow(("image_path", "caption"))
-    for path, caption in captions:
-        found.append({"image_id": path.name, "caption": caption})
-        if form == "tsv":
-            print(f"{str(path).translate(TSV_ESCAPES)}\t{caption}")
-        elif form == "jsonl":
-            line = {"image_path": os.fspath(path), "caption": caption}
-            print(json.dumps(line, ensure_ascii=False))
-        elif form == "csv":
-            table.writerow((path, caption))
+class Writer:
+    """Prints captions as they come, in one of `FORMATS`; with their scores when there are several.
+
+    A score is the natural logarithm of the caption's probability.
+    """
+
+    def __init__(self, form: str, num_captions: int):
+        self.form = form
+        self.scored = num_captions > 1
+        self.found: list[dict] = []  # COCO's format is one list, written at the end
+        self.table = csv.writer(sys.stdout, lineterminator="\n")
+        if form == "csv":
+            self.table.writerow(["image_path", "caption", *["log_probability"] * self.scored])
+
+    def __call__(self, path: Path, captions: list[tuple[str, float]]) -> None:
+        """Print the captions of one image."""
+        for caption, score in captions:
+            rounded = [round(score, 4)] if self.scored else []
+            if self.form == "tsv":
+                name = os.fspath(path).translate(TSV_ESCAPES)
+                print(name, caption, *rounded, sep="\t")
+            elif self.form == "csv":
+                self.table.writerow([path, caption, *rounded])
+            elif self.form == "jsonl":
+                line = {"image_path": os.fspath(path), "caption": caption}
+                if rounded:
+                    line["log_probability"] = rounded[0]
+                print(json.dumps(line, ensure_ascii=False))
+            else:
+                self.found.append({"image_id": path.name, "caption": caption})
         sys.stdout.flush()
-        yield path, caption
-    if form == "coco" and found:
-        print(json.dumps(found, ensure_ascii=False, indent=1))
+
+    def close(self) -> None:
+        """Print what could not be printed before all was there."""
+        if self.found:
+            print(json.dumps(self.found, ensure_ascii=False, indent=1))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tensorflow as tf
 from keras import layers
 
 from captions import Vocabulary
+from cli import LENGTH_PENALTY
 from decoding import NEVER, beam_search
 from encoders import Encoder, image_to_pixels, load_image
 from files import InputError, atomic_path
@@ -21,7 +22,6 @@ logging.getLogger("absl").setLevel(logging.ERROR)
 
 FORMAT_VERSION = 1  # of the group below
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
-LENGTH_PENALTY = 0.7  # of the final ranking in beam search; chosen on Flickr8k's dev split
 GROUP = "captioner"  # our group in the .h5, beside Keras' own
 
 
@@ -56,7 +56,10 @@ def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None 
     bias = "zeros" if log_frequencies is None else keras.initializers.Constant(log_frequencies)
     features = keras.Input((config.feature_size,), name="features")  # (B, feature_size)
     tokens = keras.Input((None,), dtype="int32", name="tokens")  # (B, T)
-    image = layers.Dropout(config.dropout, name="image_dropout")(features)
+    # Unit length, as Tanti et al. have it: raw features are so large that the image branch learns
+    # the training photos by heart.
+    image = layers.UnitNormalization(name="image_norm")(features)
+    image = layers.Dropout(config.dropout, name="image_dropout")(image)
     image = layers.Dense(units, activation="relu", name="image")(image)  # (B, units)
     image = layers.Reshape((1, units), name="image_step")(image)  # (B, 1, units)
     words = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")(tokens)
@@ -64,6 +67,7 @@ def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None 
     words = layers.LSTM(units, return_sequences=True, name="lstm")(words)  # (B, T, units)
     merged = layers.Add(name="merge")([image, words])  # (B, T, units)
     merged = layers.Dense(units, activation="relu", name="merged")(merged)  # (B, T, units)
+    merged = layers.Dropout(config.dropout, name="merged_dropout")(merged)
     logits = layers.Dense(vocabulary_size, bias_initializer=bias, name="logits")(merged)
     return keras.Model([features, tokens], logits, name="captioner")  # (B, T, vocabulary_size)
 
@@ -136,6 +140,19 @@ class Captioner:
         captioner.encoder_weights = weights
         return captioner
 
+    def check_features(self, encoder: str, weights_hash: str) -> None:
+        """Make sure that features are of the kind the captioner was trained on.
+
+        Raises:
+            InputError: they come from another encoder, or from other weights of it.
+        """
+        if (encoder, weights_hash) != (self.config.encoder, self.config.weights_hash):
+            raise InputError(
+                f"the features are of {encoder} ({weights_hash[:8]}), but the captioner was "
+                f"trained on {self.config.encoder} ({self.config.weights_hash[:8]}). Run "
+                f"preprocess.py with that encoder and those weights."
+            )
+
     # -- captions ------------------------------------------------------------------------------
 
     @property
@@ -155,7 +172,7 @@ class Captioner:
             self._encoder = encoder
         return self._encoder
 
-    def caption(self, image) -> str:
+    def caption(self, image, beam_size: int = 1) -> str:
         """Caption one image: a path, a PIL image, or (224, 224, 3) uint8 pixels."""
         if isinstance(image, str | Path):
             pixels = load_image(image)
@@ -163,11 +180,13 @@ class Captioner:
             pixels = image
         else:
             pixels = image_to_pixels(image)
-        return self.caption_features(self.encoder.encode(pixels[None]))[0]
+        return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
 
-    def caption_features(self, features: np.ndarray, beam_size: int = 1) -> list[str]:
+    def caption_features(
+        self, features: np.ndarray, beam_size: int = 1, length_penalty: float = LENGTH_PENALTY
+    ) -> list[str]:
         """Caption a batch: features (N, feature_size) float32 -> N sentences."""
-        return [captions[0][0] for captions in self.decode(features, beam_size)]
+        return [beam[0][0] for beam in self.decode(features, beam_size, length_penalty)]
 
     def decode(
         self, features: np.ndarray, beam_size: int = 1, length_penalty: float = LENGTH_PENALTY
@@ -193,7 +212,8 @@ class Captioner:
         batch_size = features.shape[0]  # None once batches of several sizes have come
         if batch_size is None:
             batch_size = tf.shape(features)[0]
-        image = self.network.get_layer("image")(features)  # (B, units)
+        image = self.network.get_layer("image_norm")(features)  # (B, feature_size)
+        image = self.network.get_layer("image")(image)  # (B, units)
         image = tf.repeat(image, beam_size, axis=0)  # (B * K, units)
         nothing = tf.zeros_like(image)  # the LSTM's state before the first word
         return beam_search(

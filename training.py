@@ -18,12 +18,13 @@ from model import Captioner
 HISTORY = ("epoch", "train_loss", "dev_loss", "seconds")  # the columns of the CSV
 
 
-def compile_for_training(network: keras.Model, learning_rate: float) -> None:
-    """Adam on the mean cross-entropy over a batch's tokens, with `TokenLoss` for the epoch's."""
+def compile_for_training(network: keras.Model, learning_rate) -> None:
+    """Adam on the cross-entropy of a batch's tokens, with `TokenLoss` for the whole epoch's."""
     network.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
         loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True, reduction="mean_with_sample_weight"
+            from_logits=True,
+            reduction="sum",  # the weights make it a mean, see CaptionBatches
         ),
         weighted_metrics=[TokenLoss()],
     )
@@ -32,7 +33,7 @@ def compile_for_training(network: keras.Model, learning_rate: float) -> None:
 class TokenLoss(keras.metrics.Metric):
     """Cross-entropy per token over all batches, in nats: every token weighs the same.
 
-    Keras' own loss and metrics average over batches first, where short captions weigh more.
+    Keras' own loss and metrics average over batches, whatever the number of tokens in each.
     """
 
     def __init__(self, name: str = "token_loss"):
@@ -49,6 +50,12 @@ class TokenLoss(keras.metrics.Metric):
     def result(self):
         """Nats per token."""
         return self.total / self.tokens
+
+
+def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
+    """The network's loss on all captions of a split, in nats per token."""
+    compile_for_training(network, learning_rate=1.0)  # nothing is learnt here
+    return float(network.evaluate(batches.dataset(), verbose=0, return_dict=True)["token_loss"])
 
 
 def fit(
@@ -69,13 +76,15 @@ def fit(
         dev: dev batches; None trains without validation and keeps the last epoch.
         model_path: the .h5; the history goes to the same name with .csv, its curves to .png.
         epochs: at most so many.
-        learning_rate: Adam's.
+        learning_rate: Adam's at the start; it falls to 0 over all epochs, along half a cosine.
         patience: epochs without a better dev loss after which training stops.
 
     Raises:
         InputError: the loss is no longer a number.
     """
-    compile_for_training(captioner.network, learning_rate)
+    steps = epochs * len(train)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)  # down to 0 at the end
+    compile_for_training(captioner.network, schedule)
     log = EpochLog(captioner, train, model_path, epochs)
     callbacks = [log, keras.callbacks.TerminateOnNaN()]
     if dev is not None:

@@ -89,7 +89,7 @@ def test_whole_captions_equal_prefixes():
     (whole_inputs, targets, weights) = (
         (features, ids[:, :-1]),
         ids[:, 1:],
-        np.float32(ids[:, 1:] != PADDING),
+        batches.weight * (ids[:, 1:] != PADDING),
     )
 
     with tf.GradientTape() as tape:
@@ -98,7 +98,7 @@ def test_whole_captions_equal_prefixes():
         )
     gradients = tape.gradient(whole, network.trainable_variables)
 
-    total, count = 0.0, int(weights.sum())
+    total, count = 0.0, np.count_nonzero(weights)
     sums = [np.zeros(variable.shape) for variable in network.trainable_variables]
     for row, line in zip(features, ids, strict=True):
         for end in range(1, np.count_nonzero(line)):  # the prefix before each target
@@ -143,7 +143,8 @@ def test_every_caption_once_an_epoch_in_an_order_of_seed_and_epoch():
         assert len(features) == len(inputs)
         np.testing.assert_array_equal(inputs[:, 1:], targets[:, :-1])
         assert (inputs[:, 0] == START).all()
-        np.testing.assert_array_equal(weights, targets != PADDING)
+        np.testing.assert_array_equal(weights > 0, targets != PADDING)
+        assert set(np.unique(weights)) <= {0, batches.weight}
         assert ((targets == END).sum(axis=1) == 1).all()
         assert (weights[:, -1] == 1).any()  # no column of padding alone
 

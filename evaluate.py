@@ -1,0 +1,204 @@
+"""Score a model on a split by the standard protocol, beside rows that give the scores a meaning."""
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+import cli
+from captions import SPLITS
+from files import InputError, atomic_path, load_pickle
+from scoring import constant_caption
+
+TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+FEATURE_KEYS = {"features", "image_ids", "encoder", "weights_hash"}
+GALLERY_IMAGES = 4  # of the best, the typical and the worst each
+
+DESCRIPTION = """\
+Score a captioner by pycocoevalcap: BLEU-1..4, ROUGE-L, CIDEr, and METEOR where Java is.
+
+Beside the model stand: the best constant caption; the model given other images' features (does
+it look at the picture?); one human caption against the others, and the model against the same.
+
+Reads   MODEL_PATH and DATA_DIR/features.pkl, captions.pkl (references and splits only).
+Writes  OUTPUT_DIR/captions.json, scores.json and gallery.png; the table goes to stdout.
+
+  python evaluate.py                                   # test split, greedy
+  python evaluate.py --split dev --beam_size 3
+
+Candidates and references are tokenized by this project alone; start and end are never scored.
+Choose everything on the dev split, and score the test split once."""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options, each with its default and its reason."""
+    parser = cli.parser(DESCRIPTION)
+    add = parser.add_argument
+    add("--model_path", type=Path, default="models/caption_model.h5", help="from train.py")
+    add("--data_dir", type=Path, default="data", help="where the two pickles are")
+    add("--split", choices=SPLITS, default="test", help="which images to caption")
+    cli.add_decoding_options(parser)
+    add("--output_dir", type=Path, default="results", help="where the results go")
+    add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the gallery")
+    add("--seed", type=cli.seed, default=0, help="of which other image's features are given")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Caption the split, score all rows, write the results."""
+    args = parse_arguments()
+    features = load_pickle(args.data_dir / "features.pkl", FEATURE_KEYS)
+    text = load_pickle(args.data_dir / "captions.pkl", {"captions", "splits"})
+    image_ids = text["splits"][args.split]
+    if not image_ids:
+        raise InputError(f"the {args.split} split is empty: choose another with --split.")
+
+    cli.load_tensorflow()
+    from batches import CaptionBatches, caption_rows
+    from model import Captioner
+    from scoring import Scorer
+    from training import loss_per_token
+
+    captioner = Captioner.load(args.model_path)
+    captioner.check_features(features["encoder"], features["weights_hash"])
+    pairs = caption_rows(args.split, text["captions"], text["splits"], features["image_ids"])
+    rows = list(dict.fromkeys(row for row, _ in pairs))  # one per image, in the split's order
+    matrix = features["features"][rows]  # (N, feature_size)
+    started = time.perf_counter()
+    decoded = captioner.caption_features(matrix, args.beam_size, args.length_penalty)
+    seconds = time.perf_counter() - started
+    captions = dict(zip(image_ids, decoded, strict=True))
+
+    scorer = Scorer()
+    references = {i: text["captions"][i] for i in image_ids}
+    training = {i: text["captions"][i] for i in text["splits"]["train"]}
+    results, each = score_rows(scorer, captions, references, training, args.seed)
+    batches = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
+    results["model"]["loss_per_token"] = loss_per_token(captioner.network, batches)
+    results["protocol"] |= {
+        "split": args.split,
+        "decoding": {"beam_size": args.beam_size, "length_penalty": args.length_penalty},
+        "decoding_seconds": round(seconds, 3),
+        "encoder": captioner.config.encoder,
+        "model_sha256": hashlib.sha256(args.model_path.read_bytes()).hexdigest(),
+        "versions": {name: version(name) for name in ("pycocoevalcap", "tensorflow", "numpy")},
+    }
+    write_results(args.output_dir, captions, results)
+    print_table(results)
+    if scorer.without_meteor:
+        cli.say(f"no METEOR: {scorer.without_meteor}; the other scores stand.")
+    draw_gallery(args, captions, references, each)
+
+
+def score_rows(
+    scorer, captions: dict[str, str], references, training, seed: int
+) -> tuple[dict[str, dict], np.ndarray]:
+    """Score the model and the rows beside it.
+
+    Args:
+        scorer: a `scoring.Scorer`.
+        captions: image id -> the model's caption.
+        references: image id -> human captions.
+        training: image id -> human captions, of the training split.
+        seed: of whose features are given to whom.
+
+    Returns:
+        Row name -> scores, with a "protocol", and the CIDEr of each of the model's captions.
+    """
+    image_ids = list(captions)
+    scores, each = scorer.score(captions, references)
+    rows = {"model": scores | statistics(captions, training)}
+    constant = constant_caption(training)
+    rows["constant"] = scorer.score(dict.fromkeys(image_ids, constant), references)[0]
+    if len(image_ids) > 1:
+        # Everybody gets the caption of the next in a random circle: never one's own.
+        circle = np.random.default_rng(seed).permutation(image_ids).tolist()
+        others = dict(zip(circle, circle[1:] + circle[:1], strict=True))
+        shuffled = {image_id: captions[others[image_id]] for image_id in image_ids}
+        rows["shuffled"] = scorer.score(shuffled, references)[0]
+    if min(map(len, references.values())) > 1:
+        human = {image_id: lines[0] for image_id, lines in references.items()}
+        rest = {image_id: lines[1:] for image_id, lines in references.items()}
+        rows["human"] = scorer.score(human, rest)[0]
+        rows["model, same references as human"] = scorer.score(captions, rest)[0]
+    rows["protocol"] = {
+        "images": len(image_ids),
+        "references_per_image": sorted({len(lines) for lines in references.values()}),
+        "tokenizer": "captions.tokenize, for candidates and references; no start, no end",
+        "constant_caption": constant,
+        "human": "the first caption of each image against its others",
+        "seed": seed,
+    }
+    return rows, each
+
+
+def statistics(captions: dict[str, str], training: dict[str, list[str]]) -> dict[str, float]:
+    """What the captions are like: variety, copies of training captions, length in words."""
+    known = {line for lines in training.values() for line in lines}
+    said = list(captions.values())
+    return {
+        "distinct_captions": len(set(said)),
+        "copied_from_training": sum(caption in known for caption in said) / len(said),
+        "words_used": len({word for caption in said for word in caption.split()}),
+        "mean_length": sum(len(caption.split()) for caption in said) / len(said),
+    }
+
+
+def write_results(output_dir: Path, captions: dict[str, str], results: dict[str, dict]) -> None:
+    """Write captions.json, as the COCO scorers read it, and scores.json."""
+    lines = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
+    for name, content in (("captions.json", lines), ("scores.json", results)):
+        with atomic_path(output_dir / name) as path:
+            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def print_table(results: dict[str, dict]) -> None:
+    """Print a row of scores each, and what the model's captions are like."""
+    shown = [name for name in TABLE if name in results["model"]]
+    rows = [name for name in results if name != "protocol"]
+    width = max(map(len, rows)) + 2
+    print(" " * width + "".join(f"{name:>9}" for name in shown))
+    for row in rows:
+        print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
+    model, protocol = results["model"], results["protocol"]
+    print(
+        f"model: loss {model['loss_per_token']:.4f} per token, {model['distinct_captions']} "
+        f"distinct captions of {protocol['images']}, {model['copied_from_training']:.1%} copied "
+        f"from training, {model['words_used']} words used, {model['mean_length']:.1f} words each"
+    )
+    print(f'constant: "{protocol["constant_caption"]}"')
+    print(
+        f"{protocol['split']} split, {protocol['images']} images, {protocol['decoding']}, decoded "
+        f"in {protocol['decoding_seconds']:.1f} s"
+    )
+
+
+def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -> None:
+    """Draw the best, the typical and the worst captions by CIDEr, where the photos are."""
+    order = np.argsort(-each, kind="stable")
+    middle = max(0, (len(order) - GALLERY_IMAGES) // 2)
+    chosen = [*order[:GALLERY_IMAGES], *order[middle : middle + GALLERY_IMAGES]]
+    chosen = dict.fromkeys([*chosen, *order[-GALLERY_IMAGES:]])  # few images: none twice
+    items = []
+    for i in chosen:
+        image_id = list(captions)[i]
+        lines = [f"{each[i]:.2f}: {captions[image_id]}", f"({references[image_id][0]})"]
+        items.append((args.images_dir / image_id, lines))
+    missing = next((path for path, _ in items if not path.is_file()), None)
+    if missing is not None:
+        cli.say(f"no gallery: {missing} is not there. Name the photos' folder with --images_dir.")
+        return
+    from figures import draw_captions
+
+    target = args.output_dir / "gallery.png"
+    draw_captions(items, target)
+    print(f"wrote captions.json, scores.json and {target}: best, typical and worst by CIDEr")
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main))
