@@ -10,6 +10,7 @@ from pathlib import Path
 
 import cli
 from captions import (
+    SPECIAL_TOKENS,
     SPLITS,
     Vocabulary,
     check_splits,
@@ -117,6 +118,8 @@ def main() -> None:
     captions = {i: captions[i][keep:] for split in SPLITS for i in splits[split]}
     training = [caption for i in splits["train"] for caption in captions[i]]
     vocabulary = Vocabulary.from_captions(training, args.min_word_count)
+    if not vocabulary.words[len(SPECIAL_TOKENS) :]:
+        raise InputError(f"no word is seen {args.min_word_count} times: lower --min_word_count.")
     save_pickle(features, args.output_dir / "features.pkl")
     save_pickle(
         {

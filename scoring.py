@@ -1,5 +1,6 @@
 """Scores by pycocoevalcap, the standard implementation, and the rows that give them a meaning."""
 
+import contextlib
 import shutil
 from collections import Counter, defaultdict
 from math import log
@@ -68,7 +69,10 @@ class Scorer:
                 scores["METEOR"] = float(self._meteor.compute_score(truth, result)[0])
             except (OSError, ValueError, IndexError) as error:
                 self.without_meteor = f"its Java process failed ({error})"
-                self._meteor.lock.release()  # held since the fault; its __del__ would wait for ever
+                # Its __del__ would wait for this lock, held since the fault, and trip on the pipe.
+                self._meteor.lock.release()
+                with contextlib.suppress(OSError):
+                    self._meteor.meteor_p.stdin.close()
                 self._meteor = None
         return scores, np.asarray(each)
 
