@@ -3,8 +3,10 @@
 TensorFlow is imported where it is needed: reading images and listing encoders do without it.
 """
 
+import contextlib
 import hashlib
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -155,7 +157,8 @@ def build_vgg16(weights: str):
     if weights == "random":
         keras.utils.set_random_seed(0)  # the same features in every process
     try:
-        network = keras.applications.VGG16(weights=source)
+        with contextlib.redirect_stdout(sys.stderr):  # a download's progress is not output
+            network = keras.applications.VGG16(weights=source)
     except Exception as error:  # Keras raises a bare Exception when its download fails
         if weights == "imagenet":
             raise InputError(

@@ -13,7 +13,6 @@ import numpy as np
 import cli
 from captions import SPLITS
 from files import InputError, atomic_path, load_pickle
-from scoring import constant_caption
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 FEATURE_KEYS = {"features", "image_ids", "encoder", "weights_hash"}
@@ -112,6 +111,8 @@ def score_rows(
     """
     image_ids = list(captions)
     scores, each = scorer.score(captions, references)
+    from scoring import constant_caption
+
     rows = {"model": scores | statistics(captions, training)}
     constant = constant_caption(training)
     rows["constant"] = scorer.score(dict.fromkeys(image_ids, constant), references)[0]

@@ -155,7 +155,7 @@ def find_dataset(args) -> tuple[Path, Path]:
     if not args.dataset_dir.is_dir() and not all(given):
         raise InputError(
             f"{args.dataset_dir}: no such folder. Put Flickr8k there (README.md, Data "
-            f"Preparation), name yours with --dataset_dir, or try: python data/sample.py"
+            f"Preparation), or name yours with --dataset_dir. Without any: make demo"
         )
     folders = (
         [args.images_dir] if args.images_dir else [args.dataset_dir / n for n in IMAGE_FOLDERS]

@@ -2,15 +2,14 @@
 
 import contextlib
 import shutil
-from collections import Counter, defaultdict
-from math import log
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from files import InputError
 
 MAX_ORDER = 4  # BLEU-4's longest n-gram
-BEFORE_TIES = 1e-9  # stands for an n-gram never seen, so that a logarithm can be taken
+CIDER_SIGMA = 6.0  # words: CIDEr-D's tolerance for another length
 
 
 class Scorer:
@@ -78,32 +77,37 @@ class Scorer:
 
 
 def constant_caption(training: dict[str, list[str]]) -> str:
-    """The training caption that, said of every training image, has the highest BLEU-4.
+    """The training caption that, said of every training image, has the highest CIDEr.
+
+    CIDEr of one caption for all is its TF-IDF vector times the mean of all references' vectors, so
+    that all captions are scored at once. (Repeated n-grams are not clipped as CIDEr-D does it:
+    they are words that hardly weigh anything.)
 
     Args:
         training: image id -> tokenized captions of the training split.
     """
-    images_with: Counter = Counter()  # n-gram -> images whose captions hold it
-    lengths_of = []
-    for captions in training.values():
-        token_lists = [caption.split() for caption in captions]
-        images_with.update({gram for tokens in token_lists for gram in ngrams(tokens)})
-        lengths_of.append(sorted({len(tokens) for tokens in token_lists}))
-    penalties: dict[int, float] = {}
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.preprocessing import normalize
 
-    def log_bleu(caption: str) -> float:
-        tokens = caption.split()
-        if len(tokens) not in penalties:
-            closest = [min(ls, key=lambda n: (abs(n - len(tokens)), n)) for ls in lengths_of]
-            penalties[len(tokens)] = min(0.0, 1 - np.mean(closest) / len(tokens))
-        shares = defaultdict(list)
-        for gram in set(ngrams(tokens)):
-            shares[len(gram)].append(images_with[gram] / len(training))
-        precisions = [sum(shares[n]) / max(1, len(tokens) - n + 1) for n in range(1, MAX_ORDER + 1)]
-        return penalties[len(tokens)] + sum(log(p or BEFORE_TIES) for p in precisions) / MAX_ORDER
-
-    candidates = dict.fromkeys(caption for captions in training.values() for caption in captions)
-    return max(candidates, key=log_bleu)
+    captions = [caption for lines in training.values() for caption in lines]  # C in all
+    owner = np.repeat(np.arange(len(training)), [len(lines) for lines in training.values()])
+    share = 1 / (len(training) * np.bincount(owner)[owner])  # of each reference in the mean, (C,)
+    lengths = np.array([len(caption.split()) for caption in captions])
+    vectorizer = CountVectorizer(analyzer=lambda caption: ngrams(caption.split()))
+    counts = vectorizer.fit_transform(captions).astype(float)  # (C, n-grams), sparse
+    orders = np.array([len(gram) for gram in vectorizer.get_feature_names_out()])
+    ones = np.ones_like(owner)
+    images = csr_matrix((ones, (owner, np.arange(len(owner))))) @ (counts > 0)  # by image
+    weights = np.log(len(training)) - np.log((images > 0).sum(axis=0).A1)  # (n-grams,)
+    scores = np.zeros(len(captions))
+    for n in range(1, MAX_ORDER + 1):
+        columns = np.flatnonzero(orders == n)
+        vectors = normalize(counts[:, columns].multiply(weights[columns]).tocsr())
+        for length in np.unique(lengths):
+            near = share * np.exp(-((lengths - length) ** 2) / (2 * CIDER_SIGMA**2))  # (C,)
+            same = lengths == length
+            scores[same] += vectors[same] @ (near @ vectors)
+    return captions[int(scores.argmax())]
 
 
 def ngrams(tokens: list[str]) -> list[tuple[str, ...]]:

@@ -114,6 +114,7 @@ class EpochLog(keras.callbacks.Callback):
         self.captioner, self.train, self.model_path = captioner, train, model_path
         self.epochs = epochs
         self.rows: list[dict] = []
+        self.bar = None  # of the epoch under way
         self.best = math.inf
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -174,7 +175,8 @@ class EpochLog(keras.callbacks.Callback):
 
     def close(self) -> None:
         """Draw the curves and say where everything is."""
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
         kept = self.captioner.config.training.get("kept")
         if kept is None:
             cli.say("no epoch was finished: no model was written.")

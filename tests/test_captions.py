@@ -171,6 +171,8 @@ def test_last_captions_of_the_sample_set(demo):
     assert len(lines) == 720
     assert all(line.count(",") == 2 for line in lines.values())
     assert max(len(keras_words(line)) for line in lines.values()) == 6
+    captions, _ = read_captions(demo / "dataset" / "captions.txt")
+    assert (len(captions), sum(map(len, captions.values()))) == (720, 3600)
 
 
 def test_flickr8k_facts(flickr8k):
