@@ -31,10 +31,10 @@ def draw_captions(items: list[tuple[Path, list[str]]], target: str | Path) -> No
     figure = Figure(figsize=(2.9 * columns, height * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
-        axes.axis("off")
+        axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, (path, _), text in zip(grid, items, texts, strict=False):
         axes.imshow(load_image(path))
-        axes.text(0.5, -0.03, _plain(text), ha="center", va="top", transform=axes.transAxes)
+        axes.set_xlabel(_plain(text), fontsize="medium")  # the layout makes room for a label
     _save(figure, target)
 
 
@@ -65,4 +65,4 @@ def _save(figure: Figure, target: str | Path) -> None:
     if target.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{target}: not a picture format. Name it .png, .jpg, .pdf or .svg.")
     with atomic_path(target) as path:
-        figure.savefig(path, dpi=120)
+        figure.savefig(path, dpi=120, bbox_inches="tight")
