@@ -198,10 +198,11 @@ class Captioner:
             beam_size: hypotheses kept at each step; 1 is greedy decoding.
             length_penalty: see `decoding.beam_search`.
         """
+        penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
         beams = []
         for start in range(0, len(features), DECODING_BATCH):
             batch = np.asarray(features[start : start + DECODING_BATCH], np.float32)
-            tokens, scores = self._search(batch, beam_size, length_penalty)
+            tokens, scores = self._search(batch, beam_size, penalty)
             for lines, line_scores in zip(tokens.numpy(), scores.numpy(), strict=True):  # (K, …)
                 found = zip(lines, line_scores, strict=True)
                 beams.append([(self.vocabulary.decode(t), float(s)) for t, s in found if s > NEVER])
