@@ -41,12 +41,12 @@ SHARES = {"train": 0.8, "dev": 0.1, "test": 0.1}
 
 
 def draw_scene(colour: str, shape: str, centres, random: np.random.Generator) -> Image.Image:
-    """Draw `shape` at each centre on a pale background, sizes and places jittered."""
+    """Draw `shape` at each centre on a pale grey background, sizes and places jittered."""
     side = SIZE * OVERSAMPLING
-    background = tuple(int(value) for value in random.integers(205, 256, 3))
-    image = Image.new("RGB", (side, side), background)
+    grey = int(random.integers(215, 256))
+    image = Image.new("RGB", (side, side), (grey, grey, grey))
     pen = ImageDraw.Draw(image)
-    radius = random.uniform(0.15, 0.19) * side
+    radius = random.uniform(0.15, 0.2) * side
     for x, y in centres:
         x, y = (x + random.uniform(-0.05, 0.05)) * side, (y + random.uniform(-0.05, 0.05)) * side
         if shape == "circle":

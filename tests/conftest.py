@@ -44,7 +44,8 @@ def demo(tmp_path_factory) -> Path:
     arguments = ("--dataset_dir", folder / "dataset", "--output_dir", folder / "data")
     run_script("preprocess.py", *arguments, "--encoder", "efficientnet_lite0")
     model_path = folder / "models" / "caption_model.h5"
-    run_script("train.py", "--data_dir", folder / "data", "--model_path", model_path)
+    arguments = ("--data_dir", folder / "data", "--model_path", model_path)
+    run_script("train.py", *arguments, "--epochs", 40)  # as make demo does
     return folder
 
 
