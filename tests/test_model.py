@@ -124,8 +124,11 @@ def test_overfits_one_batch():
     batches = CaptionBatches(features, list(enumerate(texts)), vocabulary, 8, seed=0)
     network = build_captioner(config)
     compile_for_training(network, 1e-2)
-    history = network.fit(batches.dataset(), epochs=150, verbose=0, shuffle=False)
-    assert history.history["token_loss"][-1] < 0.02
+    batch = next(iter(batches))
+    for _ in range(150):
+        network.reset_metrics()
+        result = network.train_on_batch(*batch, return_dict=True)
+    assert result["token_loss"] < 0.02
     assert Captioner(network, vocabulary, config).caption_features(features) == texts
 
 
@@ -146,7 +149,7 @@ def test_every_caption_once_an_epoch_in_an_order_of_seed_and_epoch():
         np.testing.assert_array_equal(weights > 0, targets != PADDING)
         assert set(np.unique(weights)) <= {0, batches.weight}
         assert ((targets == END).sum(axis=1) == 1).all()
-        assert (weights[:, -1] == 1).any()  # no column of padding alone
+        assert (weights[:, -1] > 0).any()  # no column of padding alone
 
 
 def test_token_loss_weighs_every_token_the_same():

@@ -306,8 +306,9 @@ def test_generate_refuses_what_is_not_its_input(demo, tmp_path):
         assert done.stdout == ""
         return done.stderr
 
-    assert "no such image file" in error(tmp_path / "missing.jpg")
-    assert "none of the 1 files" in error(tmp_path / "missing.jpg")
+    missing = error(tmp_path / "missing.jpg")
+    assert "no such image file" in missing
+    assert "none of the 1 files" in missing
     assert "no images in" in error(tmp_path)
     assert "Train one with train.py" in error(photo, "--model_path", tmp_path / "m.h5")
     assert "are not those the captioner was trained with" in error(photo, "--weights", "random")
