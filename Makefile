@@ -32,7 +32,7 @@ demo: .venv/installed
 	$(BIN)/python preprocess.py --dataset_dir $(DEMO)/dataset --output_dir $(DEMO)/data \
 		--encoder efficientnet_lite0
 	$(BIN)/python train.py --data_dir $(DEMO)/data --model_path $(DEMO)/models/caption_model.h5 \
-		--epochs 40
+		--epochs 30
 	@echo
 	@$(BIN)/python data/show_sample.py --demo_dir $(DEMO)
 

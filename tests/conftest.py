@@ -45,7 +45,7 @@ def demo(tmp_path_factory) -> Path:
     run_script("preprocess.py", *arguments, "--encoder", "efficientnet_lite0")
     model_path = folder / "models" / "caption_model.h5"
     arguments = ("--data_dir", folder / "data", "--model_path", model_path)
-    run_script("train.py", *arguments, "--epochs", 40)  # as make demo does
+    run_script("train.py", *arguments, "--epochs", 30)  # as make demo does
     return folder
 
 
