@@ -40,7 +40,9 @@ class CaptionBatches:
     A merge network's LSTM never sees the image, so one pass over a whole caption gives the loss
     and gradients of all its prefixes. The targets are the inputs one step later; padding, always
     to the right, has weight 0. Every other target has the same weight in the whole epoch, as if
-    each were a sample of its own: the batches' summed losses average to the loss per token.
+    each were a sample of its own: the mean over the batches' summed losses is the loss per token.
+    All batches have the same number of captions, for which a few empty ones of no weight are
+    added, so that this mean is the plain one that Keras takes.
 
     Attributes:
         epoch: decides the order of the next pass, together with the seed: a training that is
@@ -65,27 +67,23 @@ class CaptionBatches:
             seed: of the order; None keeps one fixed order (for evaluation).
         """
         self.features = features
-        self.rows = np.array([row for row, _ in captions])
+        empty = -len(captions) % batch_size  # captions, which take the features of row 0
+        self.rows = np.array([row for row, _ in captions] + [0] * empty)
         encoded = [vocabulary.encode(caption) for _, caption in captions]
-        self.lengths = np.array([len(ids) for ids in encoded])
-        self.ids = np.full((len(encoded), self.lengths.max(initial=0)), PADDING, np.int32)
-        for line, ids in zip(self.ids, encoded, strict=True):
+        self.lengths = np.array([len(ids) for ids in encoded] + [0] * empty)
+        self.ids = np.full((len(self.rows), self.lengths.max(initial=0)), PADDING, np.int32)
+        for line, ids in zip(self.ids, encoded, strict=False):
             line[: len(ids)] = ids
         self.vocabulary_size = len(vocabulary)
         self.batch_size = batch_size
-        mean_length = self.tokens / max(1, len(captions))
-        self.weight = np.float32(1 / (batch_size * mean_length))
+        self.tokens = int(np.count_nonzero(self.ids[:, 1:]))  # targets: every word and every END
+        self.weight = np.float32(len(self) / max(1, self.tokens))
         self.seed = seed
         self.epoch = 0
 
     def __len__(self) -> int:
         """Batches per epoch."""
-        return -(-len(self.rows) // self.batch_size)
-
-    @property
-    def tokens(self) -> int:
-        """Targets per epoch: every word and every END."""
-        return int(self.lengths.sum() - len(self.lengths))
+        return len(self.rows) // self.batch_size
 
     def log_frequencies(self) -> np.ndarray:
         """Natural log of each id's share of the targets, (vocabulary_size,) float32."""
@@ -94,30 +92,33 @@ class CaptionBatches:
         counts = np.maximum(counts, 0.5)  # what is never a target is not quite impossible
         return np.log(counts / counts.sum()).astype(np.float32)
 
-    def order(self) -> list[np.ndarray]:
-        """This epoch's batches, each as the captions' positions."""
+    def order(self) -> np.ndarray:
+        """This epoch's batches as the captions' positions, (len(self), batch_size)."""
         if self.seed is None:
-            positions = np.argsort(self.lengths, kind="stable")
-            return np.split(positions, range(self.batch_size, len(positions), self.batch_size))
+            return np.argsort(self.lengths, kind="stable").reshape(-1, self.batch_size)
         random = np.random.default_rng((self.seed, self.epoch))
         positions = random.permutation(len(self.rows))  # who shares a batch changes every epoch
         positions = positions[np.argsort(self.lengths[positions], kind="stable")]
-        batches = np.split(positions, range(self.batch_size, len(positions), self.batch_size))
-        return [batches[i] for i in random.permutation(len(batches))]
+        return random.permutation(positions.reshape(-1, self.batch_size))
 
     def __iter__(self):
         """Yield ((features, inputs), targets, weights) as Keras' `fit` takes them."""
-        for batch in self.order():
-            ids = self.ids[batch, : self.lengths[batch].max()]  # (B, T + 1)
+        for positions in self.order():
+            ids = self.ids[positions, : self.lengths[positions].max()]  # (B, T + 1)
             inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T) each
             weights = (targets != PADDING) * self.weight  # (B, T)
-            yield (self.features[self.rows[batch]], inputs), targets, weights
+            yield (self.features[self.rows[positions]], inputs), targets, weights
 
     def dataset(self) -> tf.data.Dataset:
         """The same as a tf.data pipeline, its next batches made while the network works."""
-        words = tf.TensorSpec((None, None), tf.int32)  # (B, T)
-        features = tf.TensorSpec((None, self.features.shape[1]), tf.float32)  # (B, feature_size)
-        weights = tf.TensorSpec((None, None), tf.float32)  # (B, T)
+        size = self.batch_size
+        words = tf.TensorSpec((size, None), tf.int32)  # (B, T)
+        features = tf.TensorSpec((size, self.features.shape[1]), tf.float32)  # (B, feature_size)
+        weights = tf.TensorSpec((size, None), tf.float32)  # (B, T)
         signature = ((features, words), words, weights)
         batches = tf.data.Dataset.from_generator(lambda: self, output_signature=signature)
-        return batches.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(4)
+        batches = batches.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(4)
+        options = tf.data.Options()
+        # There is nothing to tune, and an epoch's end would wait for the tuner to wake: 10 seconds.
+        options.autotune.enabled = False
+        return batches.with_options(options)

@@ -68,6 +68,8 @@ def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
 
 def image_to_pixels(image: Image.Image) -> np.ndarray:
     """Turn an open image of any mode into (224, 224, 3) uint8, as `load_image` does."""
+    # A large JPEG is decoded at a half, a quarter or an eighth, as long as twice the size is left.
+    image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip it, not scale it
         grey = np.asarray(image, np.float64)
@@ -94,6 +96,7 @@ class Encoder:
     Attributes:
         name: "vgg16" or "efficientnet_lite0".
         feature_size: floats per image: 4096 (fc2's output) or 1280 (the averaged 7 × 7 grid).
+        weights: where its weights came from, as given.
         weights_hash: SHA-256 of the weights in use, whatever file they came from.
     """
 
@@ -112,8 +115,8 @@ class Encoder:
         if name not in ENCODERS:
             raise InputError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}")
         spec = ENCODERS[name]
-        self.name = name
-        self.network = spec.build(str(weights))
+        self.name, self.weights = name, str(weights)
+        self.network = spec.build(self.weights)
         self.feature_size = int(self.network.output_shape[-1])
         if self.feature_size != spec.feature_size:
             raise InputError(

@@ -2,21 +2,27 @@
 
 A shard is a few hundred images, written as one file named by everything its content depends on.
 What a stopped run finished is found again by that name and never redone; a shard of another
-encoder, other weights, another list of images or changed files has another name.
+encoder, other weights, another list of images or changed files has another name. A batch never
+crosses shards, so that it does not matter which process or machine a shard is made by.
 """
 
+import contextlib
+import functools
 import hashlib
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import joblib
 import numpy as np
 
 import cli
 from encoders import Encoder, try_load_image
-from files import atomic_path
+from files import InputError, atomic_path
 
-SHARD_SIZE = 256  # images; at most so many are done again after a stop
+SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
+CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
 
 
 def shard_files(encoder: Encoder, paths: list[Path], work_dir: Path) -> list[Path]:
@@ -32,7 +38,12 @@ def shard_files(encoder: Encoder, paths: list[Path], work_dir: Path) -> list[Pat
 
 
 def extract_features(
-    encoder: Encoder, paths: list[Path], files: list[Path], batch_size: int
+    encoder: Encoder,
+    paths: list[Path],
+    files: list[Path],
+    batch_size: int,
+    n_jobs: int = 1,
+    dask: str | None = None,
 ) -> tuple[np.ndarray, list[str]]:
     """Encode every image that no shard file holds yet, and put the shards together.
 
@@ -41,19 +52,35 @@ def extract_features(
         paths: N image files.
         files: their shards' files, from `shard_files`.
         batch_size: images per pass of the network.
+        n_jobs: processes on this machine.
+        dask: the address of a Dask scheduler whose workers do the work instead.
 
     Returns:
         Features (M, feature_size) float32 of the M readable images in order, memory-mapped from a
         file beside the shards, and for each of the N images its error, or "" when it was readable.
+
+    Raises:
+        InputError: a shard cannot be written, or the cluster cannot do its work.
     """
+    missing = {
+        shard: paths[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
+        for shard, file in enumerate(files)
+        if not file.is_file()
+    }
     with cli.progress(len(paths), "image", encoder.name) as bar:
-        for shard, file in enumerate(files):
-            shard_paths = paths[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
-            if file.is_file():
-                bar.initial += len(shard_paths)  # done earlier: not part of this run's rate
-                bar.update(len(shard_paths))
-            else:
-                _extract_shard(encoder, shard_paths, file, batch_size, bar.update)
+        bar.initial = len(paths) - sum(map(len, missing.values()))  # not part of this run's rate
+        bar.update(bar.initial)
+        if dask is None and n_jobs == 1:
+            for shard, shard_paths in missing.items():
+                save_shard(
+                    files[shard], *encode_shard(encoder, shard_paths, batch_size, bar.update)
+                )
+        else:
+            for shard, features, errors in parallel_shards(
+                encoder, missing, batch_size, n_jobs, dask
+            ):
+                save_shard(files[shard], features, errors)
+                bar.update(len(errors))
     shape = (len(paths), encoder.feature_size)
     target = files[0].parent / "features.npy"
     features = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
@@ -67,9 +94,16 @@ def extract_features(
     return features[:end], errors
 
 
-def _extract_shard(
-    encoder: Encoder, paths: list[Path], file: Path, batch_size: int, done: Callable[[int], object]
-) -> None:
+def encode_shard(
+    encoder: Encoder,
+    paths: list[Path] | list[str],
+    batch_size: int,
+    done: Callable[[int], object] | None = None,
+) -> tuple[np.ndarray, list[str]]:
+    """The features (M, feature_size) of the M readable images, and every image's error or "".
+
+    `done` is told the number of images finished since it was last called.
+    """
     features = [np.empty((0, encoder.feature_size), np.float32)]
     errors, batch = [], []
     with ThreadPoolExecutor() as pool:  # reading and resizing overlap the network
@@ -80,6 +114,93 @@ def _extract_shard(
             if len(batch) == batch_size or (len(errors) == len(paths) and batch):
                 features.append(encoder.encode(np.stack(batch)))  # (batch_size, feature_size)
                 batch = []
-            done(1)
+            if done:
+                done(1)
+    return np.concatenate(features), errors
+
+
+def save_shard(file: Path, features: np.ndarray, errors: list[str]) -> None:
+    """Write a finished shard."""
     with atomic_path(file) as path:
-        np.savez(path, features=np.concatenate(features), errors=np.array(errors))
+        np.savez(path, features=features, errors=np.array(errors))
+
+
+# -- past one process ------------------------------------------------------------------------------
+
+
+def parallel_shards(
+    encoder: Encoder, missing: dict[int, list[Path]], batch_size: int, n_jobs: int, dask: str | None
+) -> Iterator[tuple[int, np.ndarray, list[str]]]:
+    """Shards as they are finished, as (number, features, errors): by processes, or by a cluster.
+
+    Only the images' paths go out and features come back: every worker needs the repository, the
+    images under the same paths, and the encoder's weights.
+
+    Raises:
+        InputError: no cluster answers, or its workers lack something or keep dying.
+    """
+    weights = encoder.weights
+    if weights not in ("imagenet", "random"):
+        weights = str(Path(weights).absolute())
+    threads = None if dask else max(1, (os.cpu_count() or 1) // n_jobs)
+    tasks = [
+        joblib.delayed(_worker_shard)(
+            shard,
+            [str(path.absolute()) for path in paths],
+            (encoder.name, weights, encoder.weights_hash, threads),
+            batch_size,
+        )
+        for shard, paths in missing.items()
+    ]
+    with _cluster(dask):
+        # A shard a task, taken as soon as it is there: what is finished is then on the disk.
+        options = {"batch_size": 1, "return_as": "generator_unordered"}
+        yield from joblib.Parallel(-1 if dask else n_jobs, **options)(tasks)
+
+
+@contextlib.contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Let joblib use the Dask cluster at `address`; without one, processes of this machine."""
+    if address is None:
+        yield
+        return
+    try:
+        import distributed
+    except ImportError as error:
+        raise InputError("--dask needs Dask: pip install 'dask[distributed]'") from error
+    try:
+        client = distributed.Client(address, timeout=CONNECTION_TIMEOUT)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"no Dask scheduler answers at {address}. Start one: dask scheduler"
+        ) from error
+    with client, joblib.parallel_config("dask", client=client):
+        start = f"PYTHONPATH={Path(__file__).parent} dask worker {address} --nthreads 1"
+        try:
+            client.wait_for_workers(1, timeout=CONNECTION_TIMEOUT)
+            yield
+        except TimeoutError as error:
+            raise InputError(f"the scheduler has no worker. Start one or more: {start}") from error
+        except ModuleNotFoundError as error:
+            raise InputError(f"a worker fails ({error}). Start it so: {start}") from error
+        except distributed.KilledWorker as error:
+            raise InputError(f"the cluster fails: {error}") from error
+
+
+def _worker_shard(shard: int, paths: list[str], encoder: tuple, batch_size: int) -> tuple:
+    """A shard in a worker process, which builds its encoder once."""
+    features = encode_shard(_worker_encoder(*encoder), paths, batch_size)
+    return shard, *features
+
+
+@functools.lru_cache(maxsize=1)
+def _worker_encoder(name: str, weights: str, weights_hash: str, threads: int | None) -> Encoder:
+    cli.load_tensorflow()
+    if threads:  # the processes share this machine's cores
+        import tensorflow as tf
+
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+    encoder = Encoder(name, weights)
+    if encoder.weights_hash != weights_hash:
+        raise InputError(f"a worker has other weights of {name}: give all machines the same file.")
+    return encoder

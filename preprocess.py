@@ -77,6 +77,21 @@ def parse_arguments() -> argparse.Namespace:
         metavar="N",
         help="images per pass of the CNN; more takes more memory and is hardly faster",
     )
+    workers = parser.add_mutually_exclusive_group()
+    workers.add_argument(
+        "--n_jobs",
+        type=cli.positive_int,
+        default=1,
+        metavar="N",
+        help="processes that extract side by side and share the cores; each takes about 1 GB. One "
+        "process uses all cores, but not every step of its work can: try 2 on 8 cores or more",
+    )
+    workers.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="extract on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786; "
+        "README.md (More than one machine) has the two lines that start them",
+    )
     add(
         "--limit",
         type=cli.positive_int,
@@ -232,7 +247,9 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> dict:
         if old["fingerprint"] == fingerprint:
             cli.say(f"{target} is up to date: the {len(old['image_ids'])} images are unchanged.")
             return old
-    features, errors = extract_features(encoder, paths, files, args.batch_size)
+    features, errors = extract_features(
+        encoder, paths, files, args.batch_size, args.n_jobs, args.dask
+    )
     unreadable = {i: error for i, error in zip(image_ids, errors, strict=True) if error}
     for error in unreadable.values():
         cli.say(f"skipped: {error}")

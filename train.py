@@ -104,8 +104,8 @@ def main() -> None:
     )
     network = build_captioner(config, train.log_frequencies())
     cli.say(
-        f"{len(train.rows)} training captions ({train.tokens} tokens), "
-        f"{len(dev.rows) if dev else 0} dev captions, {len(vocabulary)} words, "
+        f"{len(train_captions)} training captions ({train.tokens} tokens), "
+        f"{len(dev_captions)} dev captions, {len(vocabulary)} words, "
         f"{network.count_params():,} parameters, features of {config.encoder}"
     )
     if dev is None:

@@ -8,54 +8,50 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 import cli
 from batches import CaptionBatches
 from figures import draw_curves
 from files import InputError, atomic_path
 from model import Captioner
+from recurrence import use_large_products
 
 HISTORY = ("epoch", "train_loss", "dev_loss", "seconds")  # the columns of the CSV
 
 
+class FusedAdam(keras.optimizers.Adam):
+    """Keras' Adam, its dozen passes over every weight made one by TensorFlow's own operation."""
+
+    def update_step(self, gradient, variable, learning_rate):
+        """Move one variable."""
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations + 1, tf.float32)
+        tf.raw_ops.ResourceApplyAdam(
+            var=variable.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
+            beta1_power=self.beta_1**step,
+            beta2_power=self.beta_2**step,
+            lr=learning_rate,
+            beta1=self.beta_1,
+            beta2=self.beta_2,
+            epsilon=self.epsilon,
+            grad=tf.convert_to_tensor(gradient),  # the embedding's comes as rows
+        )
+
+
 def compile_for_training(network: keras.Model, learning_rate) -> None:
-    """Adam on the cross-entropy of a batch's tokens, with `TokenLoss` for the whole epoch's."""
-    network.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=True,
-            reduction="sum",  # the weights make it a mean, see CaptionBatches
-        ),
-        weighted_metrics=[TokenLoss()],
-    )
-
-
-class TokenLoss(keras.metrics.Metric):
-    """Cross-entropy per token over all batches, in nats: every token weighs the same.
-
-    Keras' own loss and metrics average over batches, whatever the number of tokens in each.
-    """
-
-    def __init__(self, name: str = "token_loss"):
-        super().__init__(name=name)
-        self.total = self.add_variable((), "zeros", name="total")
-        self.tokens = self.add_variable((), "zeros", name="tokens")
-
-    def update_state(self, targets, logits, sample_weight):
-        """Add a batch: targets and weights (B, T), logits (B, T, V)."""
-        losses = keras.losses.sparse_categorical_crossentropy(targets, logits, from_logits=True)
-        self.total.assign_add(keras.ops.sum(losses * sample_weight))  # (B, T)
-        self.tokens.assign_add(keras.ops.sum(sample_weight))
-
-    def result(self):
-        """Nats per token."""
-        return self.total / self.tokens
+    """Adam on the cross-entropy per token, in nats: the mean of the batches' weighted sums."""
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+    # No XLA: it would compile anew for every width, and keep the LSTM from cuDNN on a GPU.
+    network.compile(optimizer=FusedAdam(learning_rate), loss=loss, jit_compile=False)
 
 
 def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
     """The network's loss on all captions of a split, in nats per token."""
     compile_for_training(network, learning_rate=1.0)  # nothing is learnt here
-    return float(network.evaluate(batches.dataset(), verbose=0, return_dict=True)["token_loss"])
+    return float(network.evaluate(batches.dataset(), verbose=0))
 
 
 def fit(
@@ -85,12 +81,11 @@ def fit(
     steps = epochs * len(train)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)  # down to 0 at the end
     compile_for_training(captioner.network, schedule)
+    use_large_products(captioner.network.get_layer("lstm"))
     log = EpochLog(captioner, train, model_path, epochs)
     callbacks = [log, keras.callbacks.TerminateOnNaN()]
     if dev is not None:
-        callbacks.append(
-            keras.callbacks.EarlyStopping("val_token_loss", mode="min", patience=patience)
-        )
+        callbacks.append(keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience))
     try:
         captioner.network.fit(
             train.dataset(),
@@ -137,8 +132,8 @@ class EpochLog(keras.callbacks.Callback):
         self.bar.close()
         row = {
             "epoch": epoch + 1,
-            "train_loss": logs["token_loss"],
-            "dev_loss": logs.get("val_token_loss"),
+            "train_loss": logs["loss"],
+            "dev_loss": logs.get("val_loss"),
             "seconds": time.perf_counter() - self.started,
         }
         self.rows.append(row)
