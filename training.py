@@ -8,44 +8,24 @@ from pathlib import Path
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 import cli
+from acceleration import accelerate
 from batches import CaptionBatches
 from figures import draw_curves
 from files import InputError, atomic_path
 from model import Captioner
-from recurrence import use_large_products
 
 HISTORY = ("epoch", "train_loss", "dev_loss", "seconds")  # the columns of the CSV
 
 
-class FusedAdam(keras.optimizers.Adam):
-    """Keras' Adam, its dozen passes over every weight made one by TensorFlow's own operation."""
-
-    def update_step(self, gradient, variable, learning_rate):
-        """Move one variable."""
-        index = self._get_variable_index(variable)
-        step = tf.cast(self.iterations + 1, tf.float32)
-        tf.raw_ops.ResourceApplyAdam(
-            var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
-            beta1_power=self.beta_1**step,
-            beta2_power=self.beta_2**step,
-            lr=learning_rate,
-            beta1=self.beta_1,
-            beta2=self.beta_2,
-            epsilon=self.epsilon,
-            grad=tf.convert_to_tensor(gradient),  # the embedding's comes as rows
-        )
-
-
 def compile_for_training(network: keras.Model, learning_rate) -> None:
     """Adam on the cross-entropy per token, in nats: the mean of the batches' weighted sums."""
-    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
-    # No XLA: it would compile anew for every width, and keep the LSTM from cuDNN on a GPU.
-    network.compile(optimizer=FusedAdam(learning_rate), loss=loss, jit_compile=False)
+    network.compile(
+        optimizer=keras.optimizers.Adam(learning_rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
+        jit_compile=accelerate(network),
+    )
 
 
 def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
@@ -81,7 +61,6 @@ def fit(
     steps = epochs * len(train)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)  # down to 0 at the end
     compile_for_training(captioner.network, schedule)
-    use_large_products(captioner.network.get_layer("lstm"))
     log = EpochLog(captioner, train, model_path, epochs)
     callbacks = [log, keras.callbacks.TerminateOnNaN()]
     if dev is not None:

@@ -1,7 +1,7 @@
 """The network, its loss, its training and its file: properties that hold whatever the weights."""
 
 import dataclasses
-from itertools import chain
+from itertools import chain, combinations
 
 import h5py
 import keras
@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import acceleration
 import model
-import recurrence
-from batches import CaptionBatches
+from acceleration import accelerate
+from batches import CaptionBatches, choose_widths
 from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
 from files import InputError
 from model import Captioner, CaptionerConfig, build_captioner
-from training import EpochLog, FusedAdam, compile_for_training
+from training import EpochLog, compile_for_training
 
 WORDS = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(40))]
 CONFIG = CaptionerConfig(
@@ -152,7 +153,37 @@ def test_every_caption_once_an_epoch_in_an_order_of_seed_and_epoch():
         np.testing.assert_array_equal(weights > 0, targets != PADDING)
         assert set(np.unique(weights)) <= {0, batches.weight}
         assert ((targets == END).sum(axis=1) == captions).all()
-        assert (weights[:, -1] > 0).any()  # no column of padding alone
+        assert inputs.shape[1] + 1 in batches.widths
+
+
+def test_the_widths_cost_least(monkeypatch):
+    """Against every choice of widths, for a few lengths: tokens of padding and their number."""
+    lengths = np.random.default_rng(7).integers(2, 10, 60)
+    lengths = np.concatenate([lengths, [0, 0, 15]])  # empty captions need no width of their own
+    for cost in (0, 5, 20, 1000):
+        monkeypatch.setattr("batches.WIDTH_COST", cost)
+
+        def price(widths, cost=cost):
+            padded = sum(min(w for w in widths if w >= n) for n in lengths[lengths > 0])
+            return padded + cost * len(widths)
+
+        shorter = set(lengths.tolist()) - {0, 15}
+        choices = chain(*(combinations(sorted(shorter), n) for n in range(len(shorter) + 1)))
+        assert price(choose_widths(lengths)) == min(price((*some, 15)) for some in choices)
+        assert choose_widths(lengths)[-1] == 15
+
+
+def test_dropout_under_xla():
+    """The trainer's dropout drops the share it should, differently at every step."""
+    layer = keras.layers.Dropout(0.3, seed=1)
+    network = keras.Sequential([keras.Input((1000,)), layer])
+    assert accelerate(network)
+    step = tf.function(lambda ones: network(ones, training=True), jit_compile=True)
+    first, second = (step(tf.ones((20, 1000))).numpy() for _ in range(2))
+    assert np.mean(first == 0) == pytest.approx(0.3, abs=0.02)
+    np.testing.assert_allclose(first[first > 0], 1 / 0.7, rtol=1e-6)
+    assert np.mean((first == 0) == (second == 0)) == pytest.approx(0.3**2 + 0.7**2, abs=0.02)
+    np.testing.assert_array_equal(network(tf.ones((20, 1000))), 1)  # not when captioning
 
 
 def test_token_loss_weighs_every_token_the_same():
@@ -171,8 +202,8 @@ def test_token_loss_weighs_every_token_the_same():
 def test_large_products_give_the_layer_s_own_numbers(monkeypatch):
     """The trainer's pass through the LSTM: the same states and the same four gradients."""
     passes = []
-    own = recurrence.lstm
-    monkeypatch.setattr(recurrence, "lstm", lambda *args: passes.append(1) or own(*args))
+    own = acceleration.lstm
+    monkeypatch.setattr(acceleration, "lstm", lambda *args: passes.append(1) or own(*args))
     keras.utils.set_random_seed(5)
     layer = keras.layers.LSTM(6, return_sequences=True, bias_initializer="normal")
     inputs = tf.random.normal((3, 7, 5))
@@ -188,34 +219,11 @@ def test_large_products_give_the_layer_s_own_numbers(monkeypatch):
     layer.build(inputs.shape)
     expected = tf.function(states_and_gradients)()
     assert not passes
-    recurrence.use_large_products(layer)
+    accelerate(keras.Sequential([layer]))
     found = tf.function(states_and_gradients)()
     assert passes
     for array, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-6)
-
-
-def test_fused_adam_is_adam():
-    """Ten steps of both optimisers end in the same weights, one gradient given as repeated rows."""
-    results = []
-    for optimizer, form in (
-        (keras.optimizers.Adam(0.1), tf.convert_to_tensor),
-        (FusedAdam(0.1), lambda g: g),
-    ):
-        random = np.random.default_rng(6)
-        table, vector = (keras.Variable(np.ones(shape, "float32")) for shape in ((9, 4), (4,)))
-        optimizer.build([table, vector])
-        for _ in range(10):
-            rows = random.integers(0, 9, 5)
-            with tf.GradientTape() as tape:
-                looked_up = tf.gather(table.value, rows) * vector.value  # (5, 4)
-                loss = tf.reduce_sum(tf.sin(looked_up) * random.normal(size=(5, 4)))
-            gradients = tape.gradient(loss, [table.value, vector.value])
-            optimizer.apply(list(map(form, gradients)), [table, vector])
-        results.append([table.numpy(), vector.numpy()])
-    for found, wanted in zip(*results, strict=True):
-        np.testing.assert_allclose(found, wanted, rtol=1e-3)
-        assert np.ptp(found) > 0.1  # something was learnt
 
 
 def test_an_epoch_is_drawn_from_its_number_alone(tmp_path):

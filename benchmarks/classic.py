@@ -1,0 +1,116 @@
+"""What a user would otherwise run, in Keras: the loops that most captioning code of this kind has.
+
+    python benchmarks/classic.py TASK FOLDER        (see speed.py)
+
+Prefix samples, padded on the left, for `fit`; `predict` word by word, and image by image.
+"""
+
+import itertools
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import workload
+
+import cli
+
+MAX_LENGTH = workload.FIRST_LENGTH + len(workload.LENGTHS) - 1 + 1  # words and the start token
+STEPS, WARM_UP = 60, 10  # batches measured, and before them
+PREDICTIONS = 40
+EXTRACTED_IMAGES = 32
+START, END = 2, 3
+
+
+def build():
+    """The merge model as it is usually written: one next word for one prefix."""
+    from keras import Input, Model, layers
+
+    features = Input((workload.FEATURE_SIZE,))
+    image = layers.Dropout(0.5)(features)
+    image = layers.Dense(workload.UNITS, activation="relu")(image)  # (B, units)
+    prefix = Input((MAX_LENGTH,))
+    text = layers.Embedding(workload.VOCABULARY_SIZE, workload.EMBEDDING_SIZE, mask_zero=True)(
+        prefix
+    )
+    text = layers.Dropout(0.5)(text)  # (B, MAX_LENGTH, embedding_size)
+    text = layers.LSTM(workload.UNITS)(text)  # (B, units)
+    merged = layers.add([image, text])
+    merged = layers.Dense(workload.UNITS, activation="relu")(merged)
+    outputs = layers.Dense(workload.VOCABULARY_SIZE, activation="softmax")(merged)
+    model = Model([features, prefix], outputs)  # (B, vocabulary_size)
+    model.compile(loss="sparse_categorical_crossentropy", optimizer="adam")
+    return model
+
+
+def prefix_batches(features, encoded):
+    """Every prefix of every caption with its next word, 64 at a time, for ever."""
+    from keras.utils import pad_sequences
+
+    def samples():
+        for row, ids in itertools.cycle(encoded):
+            for end in range(1, len(ids)):
+                yield features[row], ids[:end], ids[end]
+
+    stream = samples()
+    while True:
+        images, prefixes, targets = zip(*itertools.islice(stream, workload.BATCH_SIZE), strict=True)
+        yield (np.array(images), pad_sequences(prefixes, MAX_LENGTH)), np.array(targets)
+
+
+def train(folder: Path) -> None:
+    """Seconds an epoch of all prefixes would take, from a sample of its batches."""
+    import keras
+
+    numbers = {word: number for number, word in enumerate(workload.words())}
+    encoded = [
+        (row, [START, *(numbers[word] for word in caption.split()), END])
+        for row, caption in workload.captions()
+    ]
+    prefixes = sum(len(ids) - 1 for _, ids in encoded)
+    times = []
+    clock = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: times.append(time.perf_counter())
+    )
+    batches = prefix_batches(workload.features(folder), encoded)
+    build().fit(batches, steps_per_epoch=WARM_UP + STEPS, callbacks=[clock], verbose=0)
+    step = (times[-1] - times[WARM_UP - 1]) / STEPS
+    workload.report(seconds=step * prefixes / workload.BATCH_SIZE)
+
+
+def caption(folder: Path) -> None:
+    """Seconds a word: `predict` on one image and the words so far."""
+    model, features = build(), workload.features(folder)
+    prefix = np.zeros((1, MAX_LENGTH), int)
+    prefix[0, -1] = START
+    for number in range(3 + PREDICTIONS):
+        if number == 3:
+            start = time.perf_counter()
+        probabilities = model.predict([features[:1], prefix], verbose=0)  # (1, vocabulary_size)
+        prefix = np.append(prefix[:, 1:], probabilities.argmax(axis=1)[:, None], axis=1)
+    workload.report(seconds=(time.perf_counter() - start) / PREDICTIONS)
+
+
+def extract(folder: Path, name: str) -> None:
+    """Images per second, one `predict` each."""
+    from keras.utils import img_to_array, load_img
+
+    from encoders import ENCODERS, Encoder
+
+    network = Encoder(name, "random" if name == "vgg16" else "imagenet").network
+    paths = workload.photos(folder)[: EXTRACTED_IMAGES + 3]
+    for number, path in enumerate(paths):
+        if number == 3:
+            start = time.perf_counter()
+        image = img_to_array(load_img(path, target_size=(224, 224)))[None]  # (1, 224, 224, 3)
+        network.predict(ENCODERS[name].scale(image), verbose=0)
+    workload.report(rate=EXTRACTED_IMAGES / (time.perf_counter() - start))
+
+
+if __name__ == "__main__":
+    task, folder = sys.argv[1], Path(sys.argv[2])
+    cli.load_tensorflow()
+    if task.startswith("extract_"):
+        extract(folder, task.removeprefix("extract_"))
+    else:
+        {"train": train, "caption": caption}[task](folder)
