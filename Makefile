@@ -1,5 +1,6 @@
 # make demo       set up .venv, draw a sample set, train on it, caption held-out scenes
 # make test       the tests, under five minutes        make test-long   those that take longer
+# make bench      speed beside what else there is, about 20 minutes
 # make lint       ruff, lint and format                make clean       remove what these made
 
 SHELL := /bin/bash
@@ -10,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: demo test test-long lint clean
+.PHONY: demo test test-long bench lint clean
 
 .venv/bin/python:
 	@if ! $(or $(PYTHON),false) -c '$(CHECK)' 2>/dev/null; then \
@@ -41,6 +42,17 @@ test: .venv/installed-dev
 
 test-long: .venv/installed-dev
 	$(BIN)/python -m pytest -m long $(ARGS)
+
+# The CPU build of PyTorch, in an environment of its own: only a contestant here.
+.venv/torch/installed: | .venv/bin/python
+	$(BIN)/python -m venv .venv/torch
+	.venv/torch/bin/python -m pip install --quiet --disable-pip-version-check --retries 1 \
+		--extra-index-url https://download.pytorch.org/whl/cpu torch==2.13.0 "numpy>=2.1,<3" \
+		pillow joblib
+	@touch $@
+
+bench: .venv/installed .venv/torch/installed
+	$(BIN)/python benchmarks/speed.py --torch_python .venv/torch/bin/python
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

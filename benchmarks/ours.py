@@ -52,7 +52,7 @@ def train(folder: Path, batches_class=None, share: float = 1.0) -> None:
     fit(captioner, batches, None, model_path=path, epochs=2, learning_rate=1.5e-3, patience=3)
     with path.with_suffix(".csv").open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
-    workload.report(seconds=seconds[-1] / share)
+    workload.report(seconds=seconds[-1] / share, first_seconds=seconds[0])
 
 
 def train_unbucketed(folder: Path) -> None:
