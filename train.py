@@ -70,6 +70,7 @@ def main() -> None:
         {"vocabulary", "captions", "splits", "max_length", "settings"},
     )
 
+    cli.share_one_heap()
     cli.load_tensorflow()
     import keras
 

@@ -136,6 +136,8 @@ def median_seconds(run, rounds: int = ROUNDS) -> float:
 
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
+    if task.startswith("train"):
+        cli.share_one_heap()  # as train.py does
     cli.load_tensorflow()
     if task.startswith("extract_"):
         extract(folder, task.removeprefix("extract_"))
