@@ -11,6 +11,7 @@ import tensorflow as tf
 def accelerate(network: keras.Model) -> bool:
     """Prepare `network` for training; returns whether to compile it with XLA.
 
+    From then on it can be trained under XLA only; captioning is as before.
     On a GPU nothing is changed and XLA is left out, for it would keep the LSTM from cuDNN's kernel.
     """
     if tf.config.list_physical_devices("GPU"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from files import InputError
 
@@ -54,6 +54,8 @@ def load_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path) as image:
             return image_to_pixels(image)
+    except UnidentifiedImageError as error:  # whose own words repeat the path
+        raise InputError(f"{path}: not a readable image (of no known format)") from error
     except BROKEN_IMAGE as error:
         raise InputError(f"{path}: not a readable image ({error})") from error
 
@@ -124,8 +126,8 @@ class Encoder:
                 f"its weights are not those of the network with its fully connected layers"
             )
         digest = hashlib.sha256(name.encode())
-        for array in self.network.get_weights():
-            digest.update(np.ascontiguousarray(array))
+        for variable in self.network.weights:  # one by one: VGG16's are half a gigabyte
+            digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
         spec_input = tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8)
         self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
@@ -160,7 +162,8 @@ def build_vgg16(weights: str):
     if weights == "random":
         keras.utils.set_random_seed(0)  # the same features in every process
     try:
-        with contextlib.redirect_stdout(sys.stderr):  # a download's progress is not output
+        undrawn = contextlib.nullcontext() if weights == "random" else _weights_start_at_zero()
+        with undrawn, contextlib.redirect_stdout(sys.stderr):  # a download's bar is not output
             network = keras.applications.VGG16(weights=source)
     except Exception as error:  # Keras raises a bare Exception when its download fails
         if weights == "imagenet":
@@ -174,6 +177,20 @@ def build_vgg16(weights: str):
             f"with its fully connected layers (not 'notop'), or a .weights.h5 of Keras' VGG16."
         ) from error
     return keras.Model(network.input, network.get_layer("fc2").output, name="vgg16_fc2")
+
+
+@contextlib.contextmanager
+def _weights_start_at_zero():
+    """Draw no random weights: VGG16's, only to be overwritten, would cost 0.4 GB at the peak."""
+    from unittest import mock
+
+    import keras
+
+    drawn = keras.initializers.VarianceScaling  # of which Keras' default, GlorotUniform, is one
+    with mock.patch.object(
+        drawn, "__call__", lambda _, shape, dtype: keras.ops.zeros(shape, dtype)
+    ):
+        yield
 
 
 def scale_vgg16(pixels):

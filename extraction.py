@@ -155,7 +155,9 @@ def parallel_shards(
     with _cluster(dask):
         # A shard a task, taken as soon as it is there: what is finished is then on the disk.
         options = {"batch_size": 1, "return_as": "generator_unordered"}
-        yield from joblib.Parallel(-1 if dask else n_jobs, **options)(tasks)
+        for shard, features, errors in joblib.Parallel(-1 if dask else n_jobs, **options)(tasks):
+            named = zip(missing[shard], errors, strict=True)  # as one process would name them
+            yield shard, features, [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
 
 
 @contextlib.contextmanager

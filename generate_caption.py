@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--batch_size",
         type=cli.positive_int,
-        default=32,
+        default=16,
         help="photos per pass of the CNN; more takes more memory and is hardly faster",
     )
     args = parser.parse_args()

@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--batch_size",
         type=cli.positive_int,
-        default=32,
+        default=16,
         metavar="N",
         help="images per pass of the CNN; more takes more memory and is hardly faster",
     )

@@ -13,6 +13,7 @@ import workload
 import cli
 
 ROUNDS = 3
+PASS = 16  # images per pass of the network, as preprocess.py has it
 BARE_IMAGES = {"vgg16": 64, "efficientnet_lite0": 512}
 EXTRACTED_IMAGES = {"vgg16": 256, "efficientnet_lite0": workload.PHOTOS}
 
@@ -104,16 +105,16 @@ def extract(folder: Path, name: str) -> None:
     encoder = Encoder(name, "random" if name == "vgg16" else "imagenet")
     paths = workload.photos(folder)[: EXTRACTED_IMAGES[name]]
     pixels = np.stack([load_image(path) for path in paths[: BARE_IMAGES[name]]])
-    encoder.encode(pixels[:32])  # traced here
+    encoder.encode(pixels[:PASS])  # traced here
 
     def from_files():
         shards = Path(tempfile.mkdtemp(dir=folder))
-        extract_features(encoder, paths, shard_files(encoder, paths, shards), 32)
+        extract_features(encoder, paths, shard_files(encoder, paths, shards), PASS)
         shutil.rmtree(shards)
 
     def bare():
-        for start in range(0, len(pixels), 32):
-            encoder.encode(pixels[start : start + 32])
+        for start in range(0, len(pixels), PASS):
+            encoder.encode(pixels[start : start + PASS])
 
     rates = [
         (len(paths) / median_seconds(from_files, 1), len(pixels) / median_seconds(bare, 1))

@@ -174,3 +174,16 @@ def test_a_failed_download_says_what_to_do(demo, tmp_path):
     assert "--weights FILE" in lines[1]
     assert "--encoder efficientnet_lite0" in lines[1]
     assert not list((tmp_path / "data").glob("*.pkl"))
+
+
+def test_a_large_jpeg_is_decoded_small(tmp_path):
+    """Decoding at a quarter, then resizing, shows what decoding in full does, but for rounding."""
+    random = np.random.default_rng(0)
+    scene = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
+    scene = scene.resize((2400, 1800), Image.Resampling.BICUBIC)
+    scene.save(tmp_path / "large.jpg", quality=95)
+    full = Image.open(tmp_path / "large.jpg").convert("RGB")
+    full = np.asarray(full.resize((224, 224), Image.Resampling.BICUBIC), float)
+    difference = np.abs(load_image(tmp_path / "large.jpg") - full)
+    assert 0 < difference.mean() < 1  # of 255; not 0, or it was decoded in full
+    assert difference.max() < 16

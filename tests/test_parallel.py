@@ -25,14 +25,15 @@ def wait_for(condition, what: str, seconds: float = 120):
 
 
 def preprocess_arguments(dataset, output) -> list:
-    folders = ["--dataset_dir", dataset, "--output_dir", output]
-    return ["preprocess.py", *folders, "--encoder", "efficientnet_lite0"]
+    folders = ["--dataset_dir", dataset.name, "--output_dir", output]  # seen from dataset.parent
+    return [ROOT / "preprocess.py", *folders, "--encoder", "efficientnet_lite0"]
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel") / "set"
     write_sample(folder, scenes=SCENES, seed=3)
+    (folder / "Images" / "scene_0300.jpg").write_bytes(b"not a photo")  # its error is kept, too
     return folder
 
 
@@ -40,7 +41,7 @@ def dataset(tmp_path_factory):
 def expected(dataset):
     """The features of one process, as bytes."""
     output = dataset.parent / "one"
-    run_script(*preprocess_arguments(dataset, output))
+    run_script(*preprocess_arguments(dataset, output), cwd=dataset.parent)
     return (output / "features.pkl").read_bytes()
 
 
@@ -92,7 +93,7 @@ def cluster(start, tmp_path) -> tuple:
 @pytest.mark.long
 def test_processes_give_the_same_bytes(dataset, expected):
     output = dataset.parent / "two"
-    run_script(*preprocess_arguments(dataset, output), "--n_jobs", "2")
+    run_script(*preprocess_arguments(dataset, output), "--n_jobs", "2", cwd=dataset.parent)
     assert (output / "features.pkl").read_bytes() == expected
 
 
@@ -102,7 +103,9 @@ def test_a_cluster_loses_a_worker_and_gives_the_same_bytes(dataset, expected, cl
     output = dataset.parent / "cluster"
     arguments = [*preprocess_arguments(dataset, output), "--dask", address]
     command = [sys.executable, *map(str, arguments)]
-    run = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    run = subprocess.Popen(
+        command, cwd=dataset.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     shards = output / "shards"
     wait_for(lambda: len(list(shards.glob("*.npz"))) >= 1, "the first shard")
     kill(workers[0])
@@ -120,7 +123,7 @@ def test_a_worker_with_other_weights_refuses():
 @pytest.mark.long
 def test_without_a_scheduler(dataset, tmp_path):
     arguments = preprocess_arguments(dataset, tmp_path / "data")
-    done = run_script(*arguments, "--dask", "tcp://127.0.0.1:9", code=1)
+    done = run_script(*arguments, "--dask", "tcp://127.0.0.1:9", code=1, cwd=dataset.parent)
     assert done.stderr.splitlines() == [
         "error: no Dask scheduler answers at tcp://127.0.0.1:9. Start one: dask scheduler"
     ]
@@ -132,5 +135,7 @@ def test_without_dask(tmp_path, dataset):
     (tmp_path / "distributed.py").write_text("raise ImportError('not here')\n")
     arguments = preprocess_arguments(dataset, tmp_path / "data")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = run_script(*arguments, "--dask", "tcp://127.0.0.1:9", code=1, env=environment)
+    done = run_script(
+        *arguments, "--dask", "tcp://127.0.0.1:9", code=1, env=environment, cwd=dataset.parent
+    )
     assert "pip install 'dask[distributed]'" in done.stderr
