@@ -1,6 +1,6 @@
 # make demo       set up .venv, draw a sample set, train on it, caption held-out scenes
 # make test       the tests, under five minutes        make test-long   those that take longer
-# make bench      speed beside what else there is, about 20 minutes
+# make bench      speed beside what else there is, a quarter of an hour
 # make lint       ruff, lint and format                make clean       remove what these made
 
 SHELL := /bin/bash

@@ -6,7 +6,7 @@ import tensorflow as tf
 from captions import PADDING, Vocabulary
 from files import InputError
 
-WIDTH_COST = 3000  # tokens of padding that a width must save an epoch: XLA compiles each, 2 seconds
+WIDTH_COST = 1500  # tokens of padding an epoch that a width must save: XLA compiles it, 2 seconds
 
 
 def caption_rows(

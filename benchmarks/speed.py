@@ -1,4 +1,4 @@
-"""Measure this repository beside what one would otherwise run: `make bench`, about 20 minutes.
+"""Measure this repository beside what one would otherwise run: `make bench`, a quarter of an hour.
 
     python benchmarks/speed.py [--work_dir DIR] [--torch_python PYTHON]
 
