@@ -1,33 +1,42 @@
 """The caption network, its .h5 file, and the Captioner that puts it to use."""
 
-import json
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-import h5py
 import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from captions import Vocabulary
+from captions import MAX_CAPTION_WORDS, Vocabulary
 from cli import LENGTH_PENALTY
 from decoding import NEVER, beam_search
-from encoders import Encoder, image_to_pixels, load_image
-from files import InputError, atomic_path
+from encoders import ENCODERS, Encoder, image_to_pixels, load_image
+from files import InputError
+from model_file import open_model, read_arrays, read_description, write_model
 
 # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
 logging.getLogger("absl").setLevel(logging.ERROR)
 
-FORMAT_VERSION = 1  # of the group below
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
-GROUP = "captioner"  # our group in the .h5, beside Keras' own
+# The largest sizes that a captioner may have: beyond them stands a mistake or an attack.
+LIMITS = {
+    "feature_size": 2**20,
+    "vocabulary_size": 2**20,
+    "max_length": MAX_CAPTION_WORDS,
+    "embedding_size": 2**14,
+    "units": 2**14,
+}
 
 
 @dataclass(frozen=True)
 class CaptionerConfig:
-    """The few numbers that, with the weights and the vocabulary, make a captioner."""
+    """The few numbers that, with the weights and the vocabulary, make a captioner.
+
+    Raises:
+        InputError: one is not of its type, or out of its range.
+    """
 
     feature_size: int
     vocabulary_size: int
@@ -38,6 +47,31 @@ class CaptionerConfig:
     units: int = 256
     dropout: float = 0.5
     training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
+
+    def __post_init__(self):
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if type(value) is not known.type:
+                raise InputError(
+                    f"{known.name} is {value!r:.50}, not of type {known.type.__name__}"
+                )
+        for name, limit in LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
+        if self.encoder not in ENCODERS:
+            raise InputError(
+                f"its encoder is {self.encoder!r:.50}, not one of {', '.join(ENCODERS)}"
+            )
+
+    def count_parameters(self) -> int:
+        """The network's parameters, counted without building it."""
+        image = (self.feature_size + 1) * self.units
+        lstm = 4 * self.units * (self.embedding_size + self.units + 1)
+        merged = (self.units + 1) * self.units
+        logits = (self.units + 1) * self.vocabulary_size
+        return image + self.vocabulary_size * self.embedding_size + lstm + merged + logits
 
 
 def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None = None):
@@ -89,53 +123,30 @@ class Captioner:
     # -- the .h5 file --------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write one .h5: Keras' model and weights, and in a group of its own all the rest."""
-        with atomic_path(path) as temporary:
-            self.network.save(temporary, include_optimizer=False)
-            with h5py.File(temporary, "r+") as file:
-                group = file.create_group(GROUP)
-                group.attrs["format_version"] = FORMAT_VERSION
-                group.attrs["config"] = json.dumps(asdict(self.config))
-                # A dataset, not an attribute: HDF5's attributes stop at 64 kB.
-                group.create_dataset(
-                    "vocabulary", data=self.vocabulary.words, dtype=h5py.string_dtype()
-                )
+        """Write one .h5, all that captioning needs but the encoder's weights."""
+        write_model(path, self.network, self.vocabulary.words, asdict(self.config))
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
         """Read a captioner; its encoder is built when the first photo comes.
 
-        The network is built from this module's code and the file's few numbers, never from the
-        architecture that the file describes: a model file cannot bring code of its own.
-
         Args:
-            path: an .h5 that `save` wrote.
+            path: an .h5 that `save` wrote; one from elsewhere cannot do harm.
             weights: the encoder's, as in `Encoder`.
 
         Raises:
             InputError: the file is missing or is no captioner.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path}: no such model. Train one with train.py, or name yours.")
-        try:
-            with h5py.File(path) as file:
-                group = file[GROUP]
-                if group.attrs["format_version"] != FORMAT_VERSION:
-                    raise ValueError(
-                        f"format {group.attrs['format_version']}, not {FORMAT_VERSION}"
-                    )
-                config = CaptionerConfig(**json.loads(group.attrs["config"]))
-                vocabulary = Vocabulary(group["vocabulary"].asstr()[:])
+        with open_model(path) as file:
+            words, description = read_description(file)
+            config = CaptionerConfig(**description)
+            vocabulary = Vocabulary(words)
             if len(vocabulary) != config.vocabulary_size:
-                raise ValueError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
+                raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
+            if 4 * config.count_parameters() > Path(path).stat().st_size:  # before they are built
+                raise InputError(f"too small for its {config.count_parameters()} parameters")
             network = build_captioner(config)
-            network.load_weights(path)
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{path} is not a captioner that train.py wrote ({reason})."
-            ) from error
+            read_arrays(file, network)
         captioner = cls(network, vocabulary, config)
         captioner.encoder_weights = weights
         return captioner
@@ -168,6 +179,11 @@ class Captioner:
                 raise InputError(
                     f"the {encoder.name} weights ({self.encoder_weights}) are not those the "
                     f"captioner was trained with. Name the same ones with --weights."
+                )
+            if encoder.feature_size != self.config.feature_size:
+                raise InputError(
+                    f"the captioner takes {self.config.feature_size} floats an image, not the "
+                    f"{encoder.feature_size} of {encoder.name}."
                 )
             self._encoder = encoder
         return self._encoder

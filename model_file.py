@@ -1,0 +1,130 @@
+"""The captioner's .h5 file: Keras' own format, and a group that makes it describe itself.
+
+A model file may come from a stranger. So it is only read for a few numbers, for words, and for
+plain arrays whose shapes are known beforehand; its reader builds the network from this
+repository's code, never from the architecture that the file describes. Nothing in the file is
+followed to another place, and nothing is read that the file itself is not large enough for.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+import keras
+import numpy as np
+
+from files import InputError, atomic_path, is_file, one_line
+
+FORMAT_VERSION = 2  # of the group below
+HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
+GROUP = "captioner"  # our group in the .h5, beside Keras' own
+
+
+def write_model(path: str | Path, network: keras.Model, words: list[str], config: dict) -> None:
+    """Write one .h5: Keras' model and weights, and in a group of its own all the rest.
+
+    Args:
+        path: where to; an old file is replaced by a whole one or not at all.
+        network: the caption network.
+        words: the vocabulary, by id.
+        config: the captioner's few numbers, as JSON takes them.
+
+    Raises:
+        InputError: it cannot be written.
+    """
+    encoded = [word.encode() for word in words]
+    size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(bytes(size))  # a full disk fails here; it would crash HDF5
+        network.save(temporary, include_optimizer=False)
+        with h5py.File(temporary, "r+") as file:
+            group = file.create_group(GROUP)
+            group.attrs["format_version"] = FORMAT_VERSION
+            group.attrs["config"] = json.dumps(config)
+            # A dataset, for HDF5's attributes stop at 64 kB; of one width, for its size is then
+            # known before it is read.
+            group.create_dataset(
+                "vocabulary", data=encoded, dtype=h5py.string_dtype(length=max(map(len, encoded)))
+            )
+
+
+@contextmanager
+def open_model(path: str | Path) -> Iterator[h5py.File]:
+    """Open a model file to be read in the block.
+
+    Raises:
+        InputError: there is no such file, or what the block met is not what `write_model` writes.
+    """
+    path = Path(path)
+    if not is_file(path):
+        raise InputError(
+            f"{one_line(path)}: no such model. Train one with train.py, or name yours."
+        )
+    try:
+        with h5py.File(path) as file:
+            yield file
+    except (InputError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{one_line(path)} is not a captioner that train.py wrote ({one_line(error)})."
+        ) from error
+
+
+def read_description(file: h5py.File) -> tuple[list[str], dict]:
+    """The vocabulary and the config, as `write_model` was given them; neither is checked here.
+
+    Raises:
+        ValueError: they are of another version, or not in the form that `write_model` gives them.
+    """
+    attributes = file[GROUP].attrs
+    for name in ("format_version", "config"):
+        if attributes.get_id(name).shape != ():
+            raise ValueError(f"{name} is an array")
+    if attributes["format_version"] != FORMAT_VERSION:
+        raise ValueError(f"format {attributes['format_version']}, not {FORMAT_VERSION}")
+    config = json.loads(attributes["config"])
+    if not isinstance(config, dict):
+        raise ValueError("its config is not an object")
+    words = _plain_dataset(file, f"{GROUP}/vocabulary")
+    if words.dtype.kind != "S":
+        raise ValueError("its words are not strings of one width")
+    return [word.decode() for word in words[:].tolist()], config
+
+
+def read_arrays(file: h5py.File, network: keras.Model) -> None:
+    """Put the file's arrays into the network's weights.
+
+    Raises:
+        ValueError: one is missing, of another shape or type, or not plainly in the file.
+    """
+    for layer in network.layers:
+        for variable in layer.weights:
+            dataset = _plain_dataset(file, f"model_weights/{layer.name}/{variable.path}")
+            if dataset.shape != tuple(variable.shape) or dataset.dtype != np.float32:
+                found = f"{dataset.shape} {dataset.dtype}"
+                raise ValueError(f"{variable.path} is {found}, not {variable.shape} float32")
+            variable.assign(dataset[:])
+
+
+def _plain_dataset(file: h5py.File, place: str) -> h5py.Dataset:
+    """The dataset at `place`, if its bytes are there, in one piece, as numbers or as strings.
+
+    No links to other places, no compression, no parts that are left out: then a small file cannot
+    fill the memory.
+    """
+    found = file
+    for name in place.split("/"):
+        if not isinstance(found, h5py.Group) or name not in found:
+            raise ValueError(f"{place} is missing")
+        if not isinstance(found.get(name, getlink=True), h5py.HardLink):
+            raise ValueError(f"{place} is a link")
+        found = found[name]
+    plain = isinstance(found, h5py.Dataset) and not (
+        found.chunks or found.external or found.is_virtual or found.dtype.hasobject
+    )
+    if not plain or found.id.get_storage_size() != found.nbytes:
+        raise ValueError(f"{place} is not a plain array")
+    if found.nbytes > Path(file.filename).stat().st_size:
+        raise ValueError(f"{place} claims more than the file holds")
+    return found
