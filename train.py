@@ -1,24 +1,30 @@
 """Train the caption network on the two pickles of preprocess.py."""
 
 import argparse
-import sys
 from pathlib import Path
 
 import cli
-from files import InputError, load_pickle
+from files import InputError
+from pickles import load_captions, load_features
+
+# What the model's file says of its training, beside its sizes and its data.
+TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "patience", "seed")
 
 DESCRIPTION = """\
 Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
 
 Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
 Writes  MODEL_PATH (.h5, the best epoch by dev loss; all that captioning needs but the CNN's
-        weights), and beside it the history (.csv) and the loss curves (.png).
+        weights), and beside it the history (.csv), the loss curves (.png), and what --resume
+        needs (.checkpoint.npz).
 
   python train.py
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
+  python train.py --resume                       # after a stop, with the options of before
 
 Losses are natural logarithms per token: summed over every word and the end of every caption,
-divided by their number. Ctrl-C stops; the best epoch so far is on disk."""
+divided by their number. However a run is stopped, the best epoch so far is on the disk, and with
+--resume it ends as if it had not been stopped, to the last bit on the same machine."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -54,6 +60,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
     )
+    add("--resume", action="store_true", help="go on after the last finished epoch")
     return parser.parse_args()
 
 
@@ -62,13 +69,7 @@ def main() -> None:
     args = parse_arguments()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
-    features = load_pickle(
-        args.data_dir / "features.pkl", {"features", "image_ids", "encoder", "weights_hash"}
-    )
-    text = load_pickle(
-        args.data_dir / "captions.pkl",
-        {"vocabulary", "captions", "splits", "max_length", "settings"},
-    )
+    features, text = load_features(args.data_dir), load_captions(args.data_dir)
 
     cli.share_one_heap()
     cli.load_tensorflow()
@@ -100,8 +101,8 @@ def main() -> None:
         embedding_size=args.embedding_size,
         units=args.units,
         dropout=args.dropout,
-        training={k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()}
-        | {"data": text["settings"]},
+        training={name: getattr(args, name) for name in TRAINING_OPTIONS}
+        | {"data": text["settings"] | {"features": features["fingerprint"]}},
     )
     network = build_captioner(config, train.log_frequencies())
     cli.say(
@@ -119,8 +120,9 @@ def main() -> None:
         epochs=args.epochs,
         learning_rate=args.learning_rate,
         patience=args.patience,
+        resume=args.resume,
     )
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main, "The same command with --resume goes on after the last finished epoch.")

@@ -3,7 +3,7 @@
 import csv
 import math
 import time
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import keras
@@ -12,6 +12,7 @@ import numpy as np
 import cli
 from acceleration import accelerate
 from batches import CaptionBatches
+from checkpoint import load_checkpoint, save_checkpoint
 from figures import draw_curves
 from files import InputError, atomic_path
 from model import Captioner
@@ -23,14 +24,19 @@ def compile_for_training(network: keras.Model, learning_rate) -> None:
     """Adam on the cross-entropy per token, in nats: the mean of the batches' weighted sums."""
     network.compile(
         optimizer=keras.optimizers.Adam(learning_rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum"),
+        loss=_cross_entropy(),
         jit_compile=accelerate(network),
     )
 
 
+def _cross_entropy() -> keras.losses.Loss:
+    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
+
+
 def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
     """The network's loss on all captions of a split, in nats per token."""
-    compile_for_training(network, learning_rate=1.0)  # nothing is learnt here
+    # Without XLA: compiling it for every width would take longer than a single pass without.
+    network.compile(loss=_cross_entropy(), jit_compile=False)
     return float(network.evaluate(batches.dataset(), verbose=0))
 
 
@@ -43,53 +49,99 @@ def fit(
     epochs: int,
     learning_rate: float,
     patience: int,
+    resume: bool = False,
 ) -> None:
-    """Train, keeping the best epoch in `model_path` and the history beside it.
+    """Train, keeping the best epoch in `model_path`, and beside it the history and a checkpoint.
 
     Args:
         captioner: to be trained in place; its network ends as the last epoch left it.
         train: training batches.
         dev: dev batches; None trains without validation and keeps the last epoch.
-        model_path: the .h5; the history goes to the same name with .csv, its curves to .png.
+        model_path: the .h5; the history goes to the same name with .csv, its curves to .png, and
+            what `resume` needs to .checkpoint.npz.
         epochs: at most so many.
         learning_rate: Adam's at the start; it falls to 0 over all epochs, along half a cosine.
         patience: epochs without a better dev loss after which training stops.
+        resume: go on after the last finished epoch of a run that was stopped.
 
     Raises:
-        InputError: the loss is no longer a number.
+        InputError: the loss is no longer a number, or the run cannot be resumed.
     """
     steps = epochs * len(train)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)  # down to 0 at the end
     compile_for_training(captioner.network, schedule)
-    log = EpochLog(captioner, train, model_path, epochs)
-    callbacks = [log, keras.callbacks.TerminateOnNaN()]
-    if dev is not None:
-        callbacks.append(keras.callbacks.EarlyStopping("val_loss", mode="min", patience=patience))
+    log = EpochLog(captioner, train, model_path, epochs, patience)
+    log.take_up(resume)
     try:
-        captioner.network.fit(
-            train.dataset(),
-            validation_data=dev.dataset() if dev is not None else None,
-            epochs=epochs,
-            callbacks=callbacks,
-            verbose=0,
-            shuffle=False,  # CaptionBatches has its own order
-        )
+        if not log.finished():
+            captioner.network.fit(
+                train.dataset(),
+                validation_data=dev.dataset() if dev is not None else None,
+                initial_epoch=len(log.rows),
+                epochs=epochs,
+                callbacks=[log, keras.callbacks.TerminateOnNaN()],
+                verbose=0,
+                shuffle=False,  # CaptionBatches has its own order
+            )
     finally:  # Ctrl-C keeps what is finished
         log.close()
-    if not log.rows or not math.isfinite(log.rows[-1]["train_loss"]):
+    if log.diverged:
         raise InputError("the loss is no longer a number: lower --learning_rate and train again.")
 
 
 class EpochLog(keras.callbacks.Callback):
-    """Seeds every epoch, shows its progress, and writes the history and the best model after it."""
+    """Seeds every epoch, shows its progress, and writes after it all that must not be lost.
 
-    def __init__(self, captioner: Captioner, train: CaptionBatches, model_path: Path, epochs: int):
+    Attributes:
+        rows: the history, a dict of `HISTORY` for each finished epoch. The best epoch, and whether
+            to stop, follow from it.
+    """
+
+    def __init__(
+        self,
+        captioner: Captioner,
+        train: CaptionBatches,
+        model_path: Path,
+        epochs: int,
+        patience: int,
+    ):
         super().__init__()
         self.captioner, self.train, self.model_path = captioner, train, model_path
-        self.epochs = epochs
+        self.epochs, self.patience = epochs, patience
+        self.checkpoint = model_path.with_suffix(".checkpoint.npz")
         self.rows: list[dict] = []
         self.bar = None  # of the epoch under way
-        self.best = math.inf
+        self.diverged = False
+
+    def take_up(self, resume: bool) -> None:
+        """Go on from the checkpoint, or say that one is left alone."""
+        if not self.checkpoint.is_file():
+            if resume:
+                cli.say(f"{self.checkpoint} is not there: starting with the first epoch.")
+            return
+        if not resume:
+            cli.say(f"starting anew; --resume would go on from {self.checkpoint}.")
+            return
+        config = asdict(self.captioner.config)
+        self.rows = load_checkpoint(self.checkpoint, self.captioner.network, config)
+        if not self.model_path.is_file():
+            raise InputError(
+                f"{self.model_path} is gone, and with it the best epoch. Train without --resume."
+            )
+        cli.say(f"{len(self.rows)} epochs are finished; going on after them.")
+
+    def best(self) -> dict:
+        """The row of the epoch that is kept: with a dev loss the lowest, otherwise the last."""
+        if self.rows[-1]["dev_loss"] is None:
+            return self.rows[-1]
+        return min(self.rows, key=lambda row: row["dev_loss"])
+
+    def finished(self) -> bool:
+        """Whether all epochs are done, or too many since the best one."""
+        if not self.rows:
+            return False
+        waited = len(self.rows) - self.best()["epoch"]
+        return len(self.rows) >= self.epochs or waited >= self.patience
 
     def on_epoch_begin(self, epoch, logs=None):
         """Draw the order and the dropout from (seed, epoch), so that any epoch can be repeated."""
@@ -107,7 +159,7 @@ class EpochLog(keras.callbacks.Callback):
         self.bar.update()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Write the history, and the model when it is the best so far."""
+        """Write the model when it is the best so far, the history, and then the checkpoint."""
         self.bar.close()
         row = {
             "epoch": epoch + 1,
@@ -115,27 +167,34 @@ class EpochLog(keras.callbacks.Callback):
             "dev_loss": logs.get("val_loss"),
             "seconds": time.perf_counter() - self.started,
         }
+        if not all(map(math.isfinite, logs.values())):
+            self.diverged = self.model.stop_training = True
+            return
         self.rows.append(row)
-        judged = row["train_loss"] if row["dev_loss"] is None else row["dev_loss"]
-        best = math.isfinite(judged) and (row["dev_loss"] is None or judged < self.best)
+        best = self.best() is row
+        if len(self.rows) == 1:  # from here on an earlier run's belongs to nothing
+            self.checkpoint.unlink(missing_ok=True)
         if best:
-            self.best = judged
-            self.save()
+            self.save(row)
         self.write_history()
+        # Last: an epoch counts as finished when all of it is on the disk.
+        config = asdict(self.captioner.config)
+        save_checkpoint(self.checkpoint, self.model, config, self.rows)
         dev = "" if row["dev_loss"] is None else f"  dev loss {row['dev_loss']:.4f}"
         print(
             f"epoch {epoch + 1}/{self.epochs}  train loss {row['train_loss']:.4f}{dev}  "
             f"{row['seconds']:.1f} s{'  saved' if best else ''}",
             flush=True,
         )
+        if self.finished():
+            self.model.stop_training = True
 
-    def save(self) -> None:
+    def save(self, row: dict) -> None:
         """Write the model, with the epoch and the losses that speak for it."""
+        kept = {name: row[name] for name in ("epoch", "train_loss", "dev_loss")}
         config = self.captioner.config
-        row = self.rows[-1]
-        kept = {"epoch": row["epoch"], "train_loss": row["train_loss"], "dev_loss": row["dev_loss"]}
-        self.captioner.config = replace(config, training=config.training | {"kept": kept})
-        self.captioner.save(self.model_path)
+        config = replace(config, training=config.training | {"kept": kept})
+        Captioner(self.captioner.network, self.captioner.vocabulary, config).save(self.model_path)
 
     def write_history(self) -> None:
         """Write the losses of all epochs so far as a CSV file."""
@@ -151,13 +210,12 @@ class EpochLog(keras.callbacks.Callback):
         """Draw the curves and say where everything is."""
         if self.bar is not None:
             self.bar.close()
-        kept = self.captioner.config.training.get("kept")
-        if kept is None:
+        if not self.rows or not self.model_path.is_file():
             cli.say("no epoch was finished: no model was written.")
             return
         draw_curves(self.rows, self.model_path.with_suffix(".png"))
         print(
-            f"kept epoch {kept['epoch']} in {self.model_path}; losses in "
+            f"kept epoch {self.best()['epoch']} in {self.model_path}; losses in "
             f"{self.model_path.with_suffix('.csv')} and {self.model_path.with_suffix('.png')}"
         )
         print("next: python generate_caption.py --image_path x.jpg --model_path", self.model_path)

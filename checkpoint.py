@@ -1,0 +1,64 @@
+"""A training run on the disk: all that it takes to go on as if it had never been stopped."""
+
+import json
+import zipfile
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from files import InputError, atomic_path, one_line
+
+
+def save_checkpoint(path: Path, network: keras.Model, run: dict, history: list[dict]) -> None:
+    """Write weights, Adam's moments and steps, and the epochs so far.
+
+    Order and dropout are drawn from the seed and the epoch's number, and whether to stop follows
+    from the history: there is nothing else to keep.
+
+    Args:
+        path: an .npz; an old one is replaced by a whole one or not at all.
+        network: compiled and trained.
+        run: what the run was started with; another one must not go on from here.
+        history: a row for each finished epoch.
+    """
+    arrays = {f"array_{i}": variable.numpy() for i, variable in enumerate(_variables(network))}
+    with atomic_path(path) as temporary:
+        np.savez(temporary, run=json.dumps(run), history=json.dumps(history), **arrays)
+
+
+def load_checkpoint(path: Path, network: keras.Model, run: dict) -> list[dict]:
+    """Put a run's state into its network, compiled as for training, and return its history.
+
+    Raises:
+        InputError: the checkpoint is damaged, or that of a run with other options or data.
+    """
+    variables = _variables(network)
+    try:
+        with np.load(path) as arrays:
+            wanted = json.loads(json.dumps(run))
+            found = json.loads(str(arrays["run"]))
+            if found != wanted:
+                raise InputError(
+                    f"{path} is of a run with other {_difference(found, wanted)}. Give the same "
+                    f"options and data, or train anew without --resume."
+                )
+            history = json.loads(str(arrays["history"]))
+            for i, variable in enumerate(variables):
+                variable.assign(arrays[f"array_{i}"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} cannot be read ({one_line(error)}). Train anew without --resume."
+        ) from error
+    return history
+
+
+def _variables(network: keras.Model) -> list:
+    network.optimizer.build(network.trainable_variables)
+    return [*network.weights, *network.optimizer.variables]
+
+
+def _difference(found: dict, wanted: dict) -> str:
+    """The names of what differs, as an error names them."""
+    names = [name for name in wanted if found.get(name) != wanted[name]]
+    return ", ".join(names) or "settings"
