@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from files import InputError
+from files import InputError, is_file, one_line
 
 PADDING, UNKNOWN, START, END = range(4)  # ids; words follow from 4 on
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")  # never a token: < and > are stripped
@@ -24,6 +24,8 @@ SPLIT_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 POSSESSIVES = ("'s", "’s")
 NOT_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # no file format takes these inside a word
+MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
+MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
 HELD_OUT = 0.1  # share of the images that a random split keeps for dev, and again for test
 
 
@@ -46,15 +48,17 @@ def tokenize(caption: str) -> list[str]:
 def _split_word(word: str) -> tuple[str, ...]:
     if word in POSSESSIVES:  # already split off, as in Flickr8k's "dog 's"
         return ("'s",)
-    start, end = 0, len(word)
+    start, end, possessives = 0, len(word), 0
     while start < end and not _is_word_character(word[start]):
         start += 1
-    while end > start and not _is_word_character(word[end - 1]):
-        end -= 1
-    word = word[start:end]
-    if word.endswith(POSSESSIVES):
-        return (*_split_word(word[:-2]), "'s")
-    return (word,) if word else ()
+    while True:
+        while end > start and not _is_word_character(word[end - 1]):
+            end -= 1
+        if not word.endswith(POSSESSIVES, start, end):
+            break
+        end, possessives = end - 2, possessives + 1
+    rest = (word[start:end],) if start < end else ()
+    return (*rest, *["'s"] * possessives)
 
 
 def _is_word_character(character: str) -> bool:
@@ -81,7 +85,11 @@ class Vocabulary:
     def from_captions(cls, captions: Iterable[str], min_word_count: int = 1) -> "Vocabulary":
         """Words seen at least `min_word_count` times, by falling frequency, ties alphabetically."""
         counts = Counter(word for caption in captions for word in caption.split())
-        kept = [word for word, count in counts.items() if count >= min_word_count]
+        kept = [
+            word
+            for word, count in counts.items()
+            if count >= min_word_count and len(word) <= MAX_WORD_LENGTH
+        ]
         return cls([*SPECIAL_TOKENS, *sorted(kept, key=lambda word: (-counts[word], word))])
 
     def __len__(self) -> int:
@@ -120,7 +128,7 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
         InputError: with the file, the line and the fix.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise InputError(f"{path}: no such captions file. Name yours with --captions_file.")
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -128,7 +136,7 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
         raise InputError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
     if text.lstrip()[:1] == "{":
         rows, splits = _read_karpathy(path, text)
-    elif re.match(r"\s*[^\t\n]+#\d+\t", text):
+    elif re.match(r"[^\t\n]+#\d+\t", text.lstrip()):
         rows, splits = _read_token_lines(path, text), None
     else:
         rows, splits = _read_csv(path, text), None
@@ -137,7 +145,14 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
         _check_image_id(where, image_id)
         tokens = tokenize(caption)
         if not tokens:
-            raise InputError(f"{where}: the caption of {image_id} is empty. Write one or drop it.")
+            raise InputError(
+                f"{where}: the caption of {one_line(image_id)} is empty. Write one or drop it."
+            )
+        if len(tokens) > MAX_CAPTION_WORDS:
+            raise InputError(
+                f"{where}: the caption of {one_line(image_id)} has {len(tokens)} words; at most "
+                f"{MAX_CAPTION_WORDS} are allowed. Shorten it or drop it."
+            )
         captions.setdefault(image_id, []).append(" ".join(tokens))
     if not captions:
         raise InputError(f"{path} holds no captions.")
@@ -185,9 +200,9 @@ def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], d
     try:
         for image in json.loads(text)["images"]:
             folder = image.get("filepath", "")  # COCO keeps its images in two folders
-            image_id = f"{folder}/{image['filename']}" if folder else image["filename"]
+            image_id = f"{folder}/{image['filename']}" if folder else f"{image['filename']}"
             splits[KARPATHY_SPLITS[image["split"]]].append(image_id)
-            rows += [(f"{path}", image_id, sentence["raw"]) for sentence in image["sentences"]]
+            rows += [(f"{path}", image_id, f"{line['raw']}") for line in image["sentences"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a Karpathy split file ({type(error).__name__}: {error}); it needs "
@@ -199,7 +214,9 @@ def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], d
 def _check_image_id(where: str, image_id: str) -> None:
     parts = PurePosixPath(image_id.replace("\\", "/")).parts
     if not parts or parts[0] == "/" or ".." in parts or "\0" in image_id:
-        raise InputError(f"{where}: {image_id!r} is not a file name inside the images folder.")
+        raise InputError(
+            f"{where}: {one_line(image_id)!r} is not a file name inside the images folder."
+        )
 
 
 # -- splits ------------------------------------------------------------------------------------
@@ -214,7 +231,7 @@ def read_split_lists(folder: str | Path) -> dict[str, list[str]] | None:
     splits: dict[str, list[str]] = {split: [] for split in SPLITS}
     for split, name in SPLIT_LISTS.items():
         path = Path(folder) / name
-        if path.is_file():
+        if is_file(path):
             try:
                 names = path.read_text(encoding="utf-8-sig").split("\n")
             except UnicodeDecodeError as error:
@@ -234,11 +251,11 @@ def check_splits(splits: dict[str, list[str]], captions: dict[str, list[str]]) -
         for image_id in image_ids:
             if image_id in seen:
                 raise InputError(
-                    f"{image_id} is in both the {seen[image_id]} and the {split} split. "
+                    f"{one_line(image_id)} is in both the {seen[image_id]} and the {split} split. "
                     f"Remove it from one list: a split tests nothing that it shares."
                 )
             if image_id not in captions:
-                raise InputError(f"{image_id}, of the {split} split, has no captions.")
+                raise InputError(f"{one_line(image_id)}, of the {split} split, has no captions.")
             seen[image_id] = split
     if not splits["train"]:
         raise InputError(f"no images to train on. Is {SPLIT_LISTS['train']} there, and not empty?")

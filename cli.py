@@ -9,10 +9,10 @@ from collections.abc import Callable
 
 from tqdm import tqdm
 
-from files import InputError
+from files import InputError, one_line
 
 LENGTH_PENALTY = 0.5  # default of beam search, chosen on Flickr8k's dev split
-DONE, FAILED = 0, 1  # exit codes; argparse itself ends wrong use with 2
+DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
 
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -79,7 +79,8 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 def say(message: str) -> None:
     """Print to stderr: stdout is for what other programs read."""
-    print(message, file=sys.stderr, flush=True)
+    lines = message.split("\n")  # file names in them may hold what commands a terminal
+    print(*[one_line(line, 2000) for line in lines], sep="\n", file=sys.stderr, flush=True)
 
 
 def progress(total: int, unit: str, title: str | None = None, leave: bool = True) -> tqdm:
@@ -114,16 +115,29 @@ def share_one_heap() -> None:
         ctypes.CDLL("libc.so.6").mallopt(-8, 1)  # M_ARENA_MAX
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Run a script's `main` and exit: 0 done, 1 nothing could be done or a fault, 2 wrong use."""
+def run(main: Callable[[], int | None], go_on: str = "") -> None:
+    """Run a script's `main` and exit.
+
+    Codes: 0 done, 1 nothing could be done or a fault, 2 wrong use, 130 stopped by Ctrl-C, when
+    `go_on` tells how to take up the work again.
+    """
     for stream in (sys.stdout, sys.stderr):  # file names may be in any encoding
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
-        sys.exit(main() or DONE)
+        code = main() or DONE
+        sys.stdout.flush()
     except InputError as error:
+        code = FAILED
         say(f"error: {error}")
     except KeyboardInterrupt:
-        say("stopped.")
-    except BrokenPipeError:  # `| head` closed our stdout: not worth a traceback
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(FAILED)
+        code = INTERRUPTED
+        say(f"stopped. {go_on}".rstrip())
+    except BrokenPipeError:  # `| head` closed our stdout: nobody is left to be told
+        code = FAILED
+    except OSError as error:  # a full disk behind stdout, a folder that may not be read
+        code = FAILED
+        say(f"error: {error}")
+    if code == FAILED:  # what stdout still holds would fail again, with a traceback
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(code)

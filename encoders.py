@@ -7,6 +7,8 @@ import contextlib
 import hashlib
 import struct
 import sys
+import threading
+import warnings
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from files import InputError
+from files import InputError, is_file, one_line
 
 IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
@@ -34,30 +36,42 @@ LITE0_STAGES = (
     (1, 3, 1, 6, 320),
 )
 
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what else Pillow opens may start programs
+MAX_PIXELS = 50_000_000  # of what is decoded; a larger JPEG is decoded small
+LARGE = 4_000_000  # pixels, from which on images are decoded one at a time
+ONE_LARGE_IMAGE = threading.Lock()  # so that threads do not each take a gigabyte
+warnings.filterwarnings("ignore", module="PIL")  # of what is read all the same
+
 # What Pillow's decoders are seen to raise on broken files, beside OSError.
 BROKEN_IMAGE = (ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError)
-BROKEN_IMAGE += (OSError, struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
+BROKEN_IMAGE += (struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
 
 
 def load_image(path: str | Path) -> np.ndarray:
     """Read one image as the encoders see it: upright, RGB, squashed to 224 × 224.
 
+    Of several frames the first. Takes 1 GB at most, for the largest that is read.
+
     Returns:
         (224, 224, 3) uint8, channels red, green, blue.
 
     Raises:
-        InputError: the file is missing, not a regular file, or not an image Pillow can read.
+        InputError: the file is missing, not a regular file, or not an image that can be read.
     """
-    path = Path(path)
-    if not path.is_file():  # a pipe or a device would be waited on for ever
-        raise InputError(f"{path}: no such image file")
+    name = one_line(path)
+    if not is_file(path):
+        raise InputError(f"{name}: no such image file")
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image_to_pixels(image)
     except UnidentifiedImageError as error:  # whose own words repeat the path
-        raise InputError(f"{path}: not a readable image (of no known format)") from error
+        reason = f"it is none of {', '.join(FORMATS)}, or is cut off"
+        raise InputError(f"{name}: not a readable image ({reason})") from error
+    except OSError as error:
+        reason = error.strerror or one_line(error)  # without the path
+        raise InputError(f"{name}: not a readable image ({reason})") from error
     except BROKEN_IMAGE as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
+        raise InputError(f"{name}: not a readable image ({one_line(error)})") from error
 
 
 def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
@@ -72,11 +86,21 @@ def image_to_pixels(image: Image.Image) -> np.ndarray:
     """Turn an open image of any mode into (224, 224, 3) uint8, as `load_image` does."""
     # A large JPEG is decoded at a half, a quarter or an eighth, as long as twice the size is left.
     image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
+    count = image.width * image.height
+    if count > MAX_PIXELS:
+        raise ValueError(f"{count} pixels are more than {MAX_PIXELS}")
+    with ONE_LARGE_IMAGE if count > LARGE else contextlib.nullcontext():
+        return _decode(image)
+
+
+def _decode(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip it, not scale it
-        grey = np.asarray(image, np.float64)
-        top = 65535.0 if image.mode.startswith("I;16") or grey.max() > 255 else 255.0
-        image = Image.fromarray(np.clip(grey * (255.0 / top), 0, 255).astype(np.uint8))
+        grey = np.array(image, np.float32)
+        grey *= 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
+        image = Image.fromarray(
+            np.nan_to_num(grey, copy=False).clip(0, 255, out=grey).astype(np.uint8)
+        )
     if image.has_transparency_data:  # what is transparent is seen on white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -246,7 +270,7 @@ def scale_lite0(pixels):
 
 
 def _existing_file(weights: str) -> str:
-    if not Path(weights).is_file():
+    if not is_file(weights):
         raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
     return weights
 

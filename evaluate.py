@@ -3,7 +3,6 @@
 import argparse
 import hashlib
 import json
-import sys
 import time
 from importlib.metadata import version
 from pathlib import Path
@@ -12,10 +11,10 @@ import numpy as np
 
 import cli
 from captions import SPLITS
-from files import InputError, atomic_path, load_pickle
+from files import InputError, atomic_path
+from pickles import load_captions, load_features
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-FEATURE_KEYS = {"features", "image_ids", "encoder", "weights_hash"}
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
 
 DESCRIPTION = """\
@@ -51,8 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Caption the split, score all rows, write the results."""
     args = parse_arguments()
-    features = load_pickle(args.data_dir / "features.pkl", FEATURE_KEYS)
-    text = load_pickle(args.data_dir / "captions.pkl", {"captions", "splits"})
+    features, text = load_features(args.data_dir), load_captions(args.data_dir)
     image_ids = text["splits"][args.split]
     if not image_ids:
         raise InputError(f"the {args.split} split is empty: choose another with --split.")
@@ -202,4 +200,4 @@ def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main)

@@ -10,6 +10,8 @@ import contextlib
 import functools
 import hashlib
 import os
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,7 +21,7 @@ import numpy as np
 
 import cli
 from encoders import Encoder, try_load_image
-from files import InputError, atomic_path
+from files import InputError, atomic_path, one_line
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
 CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
@@ -81,17 +83,35 @@ def extract_features(
             ):
                 save_shard(files[shard], features, errors)
                 bar.update(len(errors))
-    shape = (len(paths), encoder.feature_size)
+    return put_together(files, encoder.feature_size)
+
+
+def put_together(files: list[Path], feature_size: int) -> tuple[np.ndarray, list[str]]:
+    """All shards' features (M, feature_size), memory-mapped from one file, and all their errors."""
     target = files[0].parent / "features.npy"
-    features = np.lib.format.open_memmap(target, mode="w+", dtype=np.float32, shape=shape)
     errors: list[str] = []
-    end = 0
     for file in files:
-        with np.load(file) as arrays:
-            start, end = end, end + len(arrays["features"])
-            features[start:end] = arrays["features"]
+        with _open_shard(file) as arrays:
             errors += arrays["errors"].tolist()
-    return features[:end], errors
+    header = {"shape": (errors.count(""), feature_size), "fortran_order": False, "descr": "<f4"}
+    # Written, not mapped: on a full disk a write fails with a message, a mapped page with a signal.
+    with atomic_path(target) as path, path.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for file in files:
+            with _open_shard(file) as arrays:
+                out.write(arrays["features"].astype("<f4", copy=False).data)
+    return np.load(target, mmap_mode="r"), errors
+
+
+@contextlib.contextmanager
+def _open_shard(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
+    try:
+        with np.load(file) as arrays:
+            yield arrays
+    except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{file} is damaged ({one_line(error)}). Remove it and give the same command again."
+        ) from error
 
 
 def encode_shard(

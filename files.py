@@ -1,16 +1,32 @@
 """Reading and writing files so that nothing is half written and every fault names its fix."""
 
 import contextlib
+import glob
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import joblib
+ABANDONED = 3600  # seconds without a change, after which a temporary file is a killed run's
 
 
 class InputError(Exception):
     """What the user gave cannot be used; the message names the file and the fix."""
+
+
+def is_file(path: str | Path) -> bool:
+    """Whether `path` is, or leads to, a regular file: no pipe or device that would be waited on."""
+    return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for names that are too long
+
+
+def one_line(text: object, limit: int = 300) -> str:
+    """A name or message from elsewhere, fit for a line of ours.
+
+    Control characters would break the line or command the terminal; they are escaped.
+    """
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
+    return text if len(text) <= limit else text[:limit] + "…"
 
 
 @contextlib.contextmanager
@@ -27,9 +43,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays last: Keras and matplotlib choose the format by it.
-        handle, name = tempfile.mkstemp(
-            suffix=path.suffix, prefix=f".{path.stem}-", dir=path.parent
-        )
+        prefix, suffix = f".{path.stem}-", f".partial{path.suffix}"
+        for left in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
+            with contextlib.suppress(FileNotFoundError):  # another process was faster
+                if time.time() - left.stat().st_mtime > ABANDONED:
+                    left.unlink()
+        handle, name = tempfile.mkstemp(suffix=suffix, prefix=prefix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
         yield temporary
@@ -39,7 +58,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     except OSError as error:
         raise InputError(
-            f"cannot write {path}: {error.strerror or error}. Free space, or name another place."
+            f"cannot write {one_line(path)}: {error.strerror or one_line(error)}. "
+            f"Free space, or name another place."
         ) from error
     finally:
         if temporary is not None:
@@ -50,29 +70,3 @@ def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
     return mask
-
-
-def save_pickle(value: dict, path: str | Path) -> None:
-    """Write `value` with joblib, uncompressed, so that its arrays can be memory-mapped."""
-    with atomic_path(path) as temporary:
-        joblib.dump(value, temporary)
-
-
-def load_pickle(path: str | Path, keys: set[str]) -> dict:
-    """Read a dict written by `save_pickle`, its arrays memory-mapped read-only.
-
-    Unpickling runs what the file says: these are working files, to be trusted like code.
-
-    Raises:
-        InputError: the file is missing, is no such pickle, or lacks one of `keys`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} is missing. Run preprocess.py first, or name its folder.")
-    try:
-        value = joblib.load(path, mmap_mode="r")
-    except Exception as error:  # unpickling can raise anything at all
-        raise InputError(f"{path} cannot be read ({error}). Run preprocess.py again.") from error
-    if not isinstance(value, dict) or not keys <= value.keys():
-        raise InputError(f"{path} lacks {', '.join(sorted(keys))}. Run preprocess.py again.")
-    return value

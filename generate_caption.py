@@ -175,4 +175,4 @@ class Writer:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main)

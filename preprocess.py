@@ -1,9 +1,10 @@
 """Turn a folder of photos and a captions file into the two pickles that train.py reads."""
 
 import argparse
+import contextlib
 import hashlib
+import os
 import shutil
-import sys
 from collections import Counter
 from itertools import chain
 from pathlib import Path
@@ -19,14 +20,14 @@ from captions import (
     read_split_lists,
 )
 from encoders import ENCODERS, list_images
-from files import InputError, load_pickle, save_pickle
+from files import InputError, is_file, one_line
+from pickles import load_features, save_pickle
 
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
 CAPTION_FILES = (
     *("captions.txt", "Flickr8k.token.txt", "captions.csv"),
     *("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json"),
 )
-FEATURE_KEYS = {"features", "image_ids", "encoder", "weights_hash", "fingerprint", "unreadable"}
 
 DESCRIPTION = """\
 Extract image features with a frozen CNN and tokenize the captions.
@@ -123,7 +124,7 @@ def main() -> None:
     wanted = set(chain(*splits.values()))
     unused = sum(path.name not in wanted for path in list_images(images_dir))
 
-    features = features_of(args, images_dir, sorted(wanted))
+    features, extracted = features_of(args, images_dir, sorted(wanted))
     readable = set(features["image_ids"])
     splits = {split: [i for i in ids if i in readable] for split, ids in splits.items()}
     if not splits["train"]:
@@ -135,7 +136,8 @@ def main() -> None:
     vocabulary = Vocabulary.from_captions(training, args.min_word_count)
     if not vocabulary.words[len(SPECIAL_TOKENS) :]:
         raise InputError(f"no word is seen {args.min_word_count} times: lower --min_word_count.")
-    save_pickle(features, args.output_dir / "features.pkl")
+    if extracted:
+        save_pickle(features, args.output_dir / "features.pkl")
     save_pickle(
         {
             "vocabulary": vocabulary.words,
@@ -207,13 +209,21 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
     """Leave out images whose files are not there, if that is allowed.
 
     Raises:
-        InputError: images are missing and that is not allowed, or all are.
+        InputError: images are missing and that is not allowed, or all are; or one is a link to
+            somewhere else, which a captions file from elsewhere has no business to read.
     """
     wanted = [i for split in SPLITS for i in splits[split]]
-    missing = {i for i in wanted if not (images_dir / i).is_file()}
+    missing = {i for i in wanted if not is_file(images_dir / i)}
+    folder = os.path.realpath(images_dir)
+    for i in wanted:
+        if i not in missing and not Path(os.path.realpath(images_dir / i)).is_relative_to(folder):
+            raise InputError(
+                f"{one_line(i)} is a link that leads out of {images_dir}. Put the photo there."
+            )
     if not missing:
         return splits
-    some = ", ".join(sorted(missing)[:3]) + (", …" if len(missing) > 3 else "")
+    named = [one_line(image_id) for image_id in sorted(missing)]
+    some = ", ".join(named[:3]) + (", …" if len(missing) > 3 else "")
     if len(missing) == len(wanted):
         raise InputError(f"none of the {len(wanted)} captioned images is in {images_dir} ({some}).")
     if not allow_missing:
@@ -221,13 +231,13 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
             f"{len(missing)} of {len(wanted)} images are not in {images_dir}: {some}\n"
             f"Add them, or go on without them: --allow_missing"
         )
-    for image_id in sorted(missing):
-        cli.say(f"missing, left out: {image_id}")
+    for name in named:
+        cli.say(f"missing, left out: {name}")
     return {split: [i for i in ids if i not in missing] for split, ids in splits.items()}
 
 
-def features_of(args, images_dir: Path, image_ids: list[str]) -> dict:
-    """The content of features.pkl: from that file when nothing has changed, else extracted."""
+def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, bool]:
+    """The content of features.pkl, and whether it is new: no image has changed, or extracted."""
     from encoders import Encoder
     from extraction import extract_features, shard_files
 
@@ -238,22 +248,20 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> dict:
     paths = [images_dir / image_id for image_id in image_ids]
     files = shard_files(encoder, paths, args.output_dir / "shards")
     fingerprint = hashlib.sha256(" ".join(file.name for file in files).encode()).hexdigest()
-    target = args.output_dir / "features.pkl"
-    if target.is_file():
-        try:
-            old = load_pickle(target, FEATURE_KEYS)
-        except InputError:
-            old = {"fingerprint": None}  # it will be replaced
+    with contextlib.suppress(InputError):  # there is none, or a broken one: it will be replaced
+        old = load_features(args.output_dir)
         if old["fingerprint"] == fingerprint:
-            cli.say(f"{target} is up to date: the {len(old['image_ids'])} images are unchanged.")
-            return old
+            cli.say(
+                f"features.pkl is up to date: the {len(old['image_ids'])} images are unchanged."
+            )
+            return old, False
     features, errors = extract_features(
         encoder, paths, files, args.batch_size, args.n_jobs, args.dask
     )
     unreadable = {i: error for i, error in zip(image_ids, errors, strict=True) if error}
     for error in unreadable.values():
         cli.say(f"skipped: {error}")
-    return {
+    content = {
         "features": features,
         "image_ids": [i for i in image_ids if i not in unreadable],
         "encoder": encoder.name,
@@ -261,6 +269,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> dict:
         "fingerprint": fingerprint,
         "unreadable": unreadable,
     }
+    return content, True
 
 
 def report(captions, splits, vocabulary, source, unused, features) -> None:
@@ -284,4 +293,4 @@ def report(captions, splits, vocabulary, source, unused, features) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main, "The same command goes on where it was.")
