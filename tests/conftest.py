@@ -1,9 +1,14 @@
 """What several tests need: the real scripts, the sample set, Flickr8k where it is."""
 
+import contextlib
+import io
 import os
+import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -29,6 +34,40 @@ def run_script(*arguments, code: int = 0, **options) -> subprocess.CompletedProc
     return done
 
 
+def run_here(*arguments, code: int = 0) -> subprocess.CompletedProcess:
+    """The same within this process, where TensorFlow is loaded: spares what a process costs."""
+    out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(ROOT),
+        mock.patch.object(sys, "argv", list(map(str, arguments))),
+        pytest.raises(SystemExit) as ended,
+    ):
+        runpy.run_path(str(arguments[0]), run_name="__main__")
+    stdout, stderr = (stream.buffer.getvalue().decode(errors="replace") for stream in (out, err))
+    assert ended.value.code == code, f"exit code {ended.value.code}\n{stdout}\n{stderr}"
+    return subprocess.CompletedProcess(arguments, code, stdout, stderr)
+
+
+class PeakMemory:
+    """Measures, in MB, by how much a block raises this process' greatest resident memory."""
+
+    def __enter__(self):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+        self.before = self.peak()
+        return self
+
+    def __exit__(self, *_):
+        self.taken = self.peak() - self.before
+
+    @staticmethod
+    def peak() -> float:
+        """The process' greatest resident memory; unlike rusage's, not that of who started it."""
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
     if not (FLICKR8K / "captions.txt").is_file():
@@ -42,10 +81,24 @@ def demo(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("demo")
     run_script("data/sample.py", "--output_dir", folder / "dataset")
     arguments = ("--dataset_dir", folder / "dataset", "--output_dir", folder / "data")
+    started = time.monotonic()
     run_script("preprocess.py", *arguments, "--encoder", "efficientnet_lite0")
+    (folder / "preprocess_seconds").write_text(str(time.monotonic() - started))
     model_path = folder / "models" / "caption_model.h5"
     arguments = ("--data_dir", folder / "data", "--model_path", model_path)
     run_script("train.py", *arguments, "--epochs", 30)  # as make demo does
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory) -> Path:
+    """A sample set that a training passes in a blink: dataset/, data/."""
+    from data.sample import write_sample
+
+    folder = tmp_path_factory.mktemp("small")
+    write_sample(folder / "dataset", scenes=60, seed=2)
+    arguments = ("--dataset_dir", folder / "dataset", "--output_dir", folder / "data")
+    run_here("preprocess.py", *arguments, "--encoder", "efficientnet_lite0")
     return folder
 
 

@@ -8,7 +8,7 @@ from math import exp, sqrt
 import joblib
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_here, run_script
 from PIL import Image
 
 from captions import tokenize
@@ -150,8 +150,8 @@ def test_tokens_of_the_sample_set_agree_with_the_standard_tokenizer(demo):
 # -- the script --------------------------------------------------------------------------------
 
 
-def evaluate(demo, output, *arguments, code=0):
-    return run_script(
+def evaluate(demo, output, *arguments, code=0, run=run_here):
+    return run(
         *("evaluate.py", "--model_path", demo / "models" / "caption_model.h5"),
         *("--data_dir", demo / "data", "--output_dir", output),
         *("--images_dir", demo / "dataset" / "Images", *arguments),
@@ -160,7 +160,7 @@ def evaluate(demo, output, *arguments, code=0):
 
 
 def test_evaluate_writes_comparable_results(demo, tmp_path):
-    done = evaluate(demo, tmp_path / "results", "--beam_size", 3)
+    done = evaluate(demo, tmp_path / "results", "--beam_size", 3, run=run_script)
     captions = json.loads((tmp_path / "results" / "captions.json").read_text())
     text = joblib.load(demo / "data" / "captions.pkl")
     assert [line["image_id"] for line in captions] == text["splits"]["test"]
@@ -213,8 +213,8 @@ def test_generate_n_best(demo):
     photo = demo / "dataset" / "Images" / "scene_0000.jpg"
     model_path = demo / "models" / "caption_model.h5"
     base = ("generate_caption.py", "--model_path", model_path, "--image_path", photo)
-    done = run_script(*base, "--beam_size", 3, "--num_captions", 3)
+    done = run_here(*base, "--beam_size", 3, "--num_captions", 3)
     rows = [line.split("\t") for line in done.stdout.splitlines()]
     assert len({caption for _, caption, _ in rows}) == 3
     assert all(float(score) < 0 for _, _, score in rows)
-    assert "needs --beam_size 3" in run_script(*base, "--num_captions", 3, code=2).stderr
+    assert "needs --beam_size 3" in run_here(*base, "--num_captions", 3, code=2).stderr

@@ -9,7 +9,7 @@ from pathlib import Path
 import joblib
 import numpy as np
 import pytest
-from conftest import run_script
+from conftest import run_here, run_script
 from PIL import Image
 
 from captions import SPLITS
@@ -29,7 +29,7 @@ def dataset(tmp_path):
 def preprocess(dataset, *arguments, code=0):
     output = dataset.parent / "data"
     arguments = ("--dataset_dir", dataset, "--output_dir", output, *LITE0, *arguments)
-    return run_script("preprocess.py", *arguments, code=code)
+    return run_here("preprocess.py", *arguments, code=code)
 
 
 def last_error(done) -> str:
@@ -120,19 +120,21 @@ def test_captioning_needs_no_pickle_and_formats_agree(demo, captioner, tmp_path)
     (folder / "broken.jpg").write_text("not an image")
     expected = {str(folder / name): captioner.caption(folder / name) for name in names}
 
-    def lines(form, *options):
+    def lines(run, form, *options):
         arguments = ("--model_path", model_path, "--format", form, "--image_path", folder, *options)
-        done = run_script("generate_caption.py", *arguments)
+        done = run("generate_caption.py", *arguments)
         assert "skipped: " in done.stderr
         assert "broken.jpg" in done.stderr
         assert "3 captioned, 1 skipped" in done.stderr
         return done.stdout
 
     figure = tmp_path / "figure.png"
-    rows = [line.split("\t") for line in lines("tsv", "--save_figure", figure).splitlines()]
+    rows = [
+        line.split("\t") for line in lines(run_script, "tsv", "--save_figure", figure).splitlines()
+    ]
     assert {p.replace(r"\t", "\t").replace(r"\n", "\n"): c for p, c in rows} == expected
     assert Image.open(figure).width > 500
-    found = [json.loads(line) for line in lines("jsonl").splitlines()]
+    found = [json.loads(line) for line in lines(run_here, "jsonl").splitlines()]
     assert {line["image_path"]: line["caption"] for line in found} == expected
 
 
@@ -210,7 +212,7 @@ def test_without_lists_a_seeded_split_and_without_dev_a_training(dataset, tmp_pa
     names = [f"scene_{i:04d}.jpg\n" for i in range(6)]
     (dataset / "Flickr_8k.trainImages.txt").write_text("".join(names))
     preprocess(dataset)
-    done = run_script(
+    done = run_here(
         *("train.py", "--data_dir", tmp_path / "data", "--model_path", tmp_path / "m.h5"),
         *("--epochs", 2, "--batch_size", 8),
     )
@@ -297,7 +299,7 @@ def test_old_pickles_survive_a_failed_run(demo, dataset, tmp_path):
 
 def test_train_refuses_what_is_not_its_input(demo, tmp_path):
     def error(*arguments, code=1):
-        done = run_script("train.py", "--model_path", tmp_path / "m.h5", *arguments, code=code)
+        done = run_here("train.py", "--model_path", tmp_path / "m.h5", *arguments, code=code)
         return last_error(done) if code == 1 else done.stderr
 
     assert "Run preprocess.py first" in error("--data_dir", tmp_path / "nowhere")
@@ -305,10 +307,18 @@ def test_train_refuses_what_is_not_its_input(demo, tmp_path):
     (tmp_path / "data" / "features.pkl").write_bytes(b"not a pickle")
     assert "features.pkl cannot be read" in error("--data_dir", tmp_path / "data")
     joblib.dump({"features": 1}, tmp_path / "data" / "features.pkl")
-    assert "lacks" in error("--data_dir", tmp_path / "data")
+    assert "is not what preprocess.py writes (features, image_ids" in error(
+        "--data_dir", tmp_path / "data"
+    )
     features = joblib.load(demo / "data" / "features.pkl")
-    joblib.dump(features | {"image_ids": []}, tmp_path / "data" / "features.pkl")
-    assert "not of one run" in error("--data_dir", tmp_path / "data")
+    for changes, message in (
+        ({"image_ids": []}, "has 720 features of 0 images"),
+        ({"features": features["features"].astype("f8")}, "writes (features)"),
+        ({"features": features["features"][0]}, "writes (features)"),
+        ({"image_ids": [f"{i}.jpg" for i in range(720)]}, "not of one run"),
+    ):
+        joblib.dump(features | changes, tmp_path / "data" / "features.pkl")
+        assert message in error("--data_dir", tmp_path / "data")
     assert ".h5" in error("--data_dir", demo / "data", "--model_path", tmp_path / "m.keras")
     assert "--dropout" in error("--dropout", "1.5", code=2)
     assert not list(tmp_path.glob("m.*"))
@@ -320,7 +330,7 @@ def test_generate_refuses_what_is_not_its_input(demo, tmp_path):
 
     def error(image, *arguments, code=1):
         arguments = ("--image_path", image, "--model_path", model_path, *arguments)
-        done = run_script("generate_caption.py", *arguments, code=code)
+        done = run_here("generate_caption.py", *arguments, code=code)
         assert done.stdout == ""
         return done.stderr
 
