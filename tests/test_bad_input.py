@@ -23,7 +23,8 @@ from encoders import IMAGE_SIZE, try_load_image
 from files import InputError, one_line
 
 LARGEST = 1_000  # MB that reading one image may take
-SKIPPED, READ = "not a readable image", ""
+SKIPPED, READ = "not a readable image (", ""
+FOREIGN = SKIPPED + "it is none of"
 
 
 # -- images ----------------------------------------------------------------------------------------
@@ -90,10 +91,10 @@ IMAGES = {  # name -> content, and what it must get
     "text.jpg": (b"not an image\n" * 100, SKIPPED),
     "zeros.png": (bytes(10_000), SKIPPED),
     "truncated.png": (saved("PNG", photo())[:400], SKIPPED),
-    "bomb.png": (png_of_claimed_size(60_000, 60_000), SKIPPED),
-    "large.png": (png_of_claimed_size(9_000, 9_000), SKIPPED),
-    "program.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", SKIPPED),
-    "fits.jpg": (b"SIMPLE  =                    T" + b" " * 3000, SKIPPED),
+    "bomb.png": (png_of_claimed_size(60_000, 60_000), SKIPPED + "Image size"),
+    "large.png": (png_of_claimed_size(9_000, 9_000), SKIPPED + "81000000 pixels"),
+    "program.jpg": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\nshowpage\n", FOREIGN),
+    "fits.jpg": (b"SIMPLE  =                    T" + b" " * 3000, FOREIGN),
 }
 
 
