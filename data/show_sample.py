@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import cli
 from data.sample import colour_and_shape
-from files import load_pickle
+from pickles import load_captions, load_features
 
 SHOWN = 8  # scenes printed
 
@@ -17,8 +17,7 @@ def main() -> None:
     parser = cli.parser(__doc__)
     parser.add_argument("--demo_dir", type=Path, default="demo", help="dataset/, data/, models/")
     demo_dir = parser.parse_args().demo_dir
-    features = load_pickle(demo_dir / "data" / "features.pkl", {"features", "image_ids"})
-    text = load_pickle(demo_dir / "data" / "captions.pkl", {"captions", "splits"})
+    features, text = load_features(demo_dir / "data"), load_captions(demo_dir / "data")
 
     cli.load_tensorflow()
     from figures import draw_captions
@@ -51,4 +50,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main))
+    cli.run(main)

@@ -108,6 +108,13 @@ def test_held_out_scenes_are_described_and_only_by_their_own_features(demo, capt
     assert share_right(swapped, truths[-1:] + truths[:-1]) >= 0.8  # they describe the other scene
 
 
+def test_the_demo_ends_with_a_count_and_a_picture(demo):
+    done = run_here("data/show_sample.py", "--demo_dir", demo)
+    right, scenes = done.stdout.split("both right in ")[1].split()[:3:2]
+    assert 0.8 * int(scenes) <= int(right) <= int(scenes) == 72
+    assert Image.open(demo / "captions.png").width > 500
+
+
 def test_captioning_needs_no_pickle_and_formats_agree(demo, captioner, tmp_path):
     model_path = shutil.copy(demo / "models" / "caption_model.h5", tmp_path / "m.h5")
     folder = tmp_path / "photos"
