@@ -60,5 +60,6 @@ def _variables(network: keras.Model) -> list:
 
 def _difference(found: dict, wanted: dict) -> str:
     """The names of what differs, as an error names them."""
-    names = [name for name in wanted if found.get(name) != wanted[name]]
+    found, wanted = (run | run.get("training", {}) for run in (found, wanted))
+    names = [n for n in wanted if n != "training" and found.get(n) != wanted[n]]
     return ", ".join(names) or "settings"

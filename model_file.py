@@ -19,6 +19,7 @@ from files import InputError, atomic_path, is_file, one_line
 
 FORMAT_VERSION = 2  # of the group below
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
+MAX_ATTRIBUTE = 2**16  # bytes, HDF5's own limit for those that lie with their group
 GROUP = "captioner"  # our group in the .h5, beside Keras' own
 
 
@@ -77,10 +78,11 @@ def read_description(file: h5py.File) -> tuple[list[str], dict]:
     Raises:
         ValueError: they are of another version, or not in the form that `write_model` gives them.
     """
-    attributes = file[GROUP].attrs
+    attributes = _find(file, GROUP).attrs
     for name in ("format_version", "config"):
-        if attributes.get_id(name).shape != ():
-            raise ValueError(f"{name} is an array")
+        attribute = attributes.get_id(name)
+        if attribute.shape != () or attribute.get_storage_size() > MAX_ATTRIBUTE:
+            raise ValueError(f"{name} is an array, or too large")
     if attributes["format_version"] != FORMAT_VERSION:
         raise ValueError(f"format {attributes['format_version']}, not {FORMAT_VERSION}")
     config = json.loads(attributes["config"])
@@ -110,16 +112,9 @@ def read_arrays(file: h5py.File, network: keras.Model) -> None:
 def _plain_dataset(file: h5py.File, place: str) -> h5py.Dataset:
     """The dataset at `place`, if its bytes are there, in one piece, as numbers or as strings.
 
-    No links to other places, no compression, no parts that are left out: then a small file cannot
-    fill the memory.
+    No compression, no parts that are left out: then a small file cannot fill the memory.
     """
-    found = file
-    for name in place.split("/"):
-        if not isinstance(found, h5py.Group) or name not in found:
-            raise ValueError(f"{place} is missing")
-        if not isinstance(found.get(name, getlink=True), h5py.HardLink):
-            raise ValueError(f"{place} is a link")
-        found = found[name]
+    found = _find(file, place)
     plain = isinstance(found, h5py.Dataset) and not (
         found.chunks or found.external or found.is_virtual or found.dtype.hasobject
     )
@@ -127,4 +122,17 @@ def _plain_dataset(file: h5py.File, place: str) -> h5py.Dataset:
         raise ValueError(f"{place} is not a plain array")
     if found.nbytes > Path(file.filename).stat().st_size:
         raise ValueError(f"{place} claims more than the file holds")
+    return found
+
+
+def _find(file: h5py.File, place: str) -> h5py.HLObject:
+    """What is at `place`, by no other links than a file's own tree: others may lead anywhere."""
+    found = file
+    for name in place.split("/"):
+        # Even asking h5py whether a name is in a group would open what an external link names.
+        if not isinstance(found, h5py.Group) or not found.id.links.exists(name.encode()):
+            raise ValueError(f"{place} is missing")
+        if found.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+            raise ValueError(f"{place} is a link")
+        found = found[name]
     return found

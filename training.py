@@ -128,7 +128,8 @@ class EpochLog(keras.callbacks.Callback):
             raise InputError(
                 f"{self.model_path} is gone, and with it the best epoch. Train without --resume."
             )
-        cli.say(f"{len(self.rows)} epochs are finished; going on after them.")
+        left = "nothing is left to do" if self.finished() else "going on after them"
+        cli.say(f"{len(self.rows)} epochs are finished: {left}.")
 
     def best(self) -> dict:
         """The row of the epoch that is kept: with a dev loss the lowest, otherwise the last."""
