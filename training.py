@@ -129,7 +129,7 @@ class EpochLog(keras.callbacks.Callback):
                 f"{self.model_path} is gone, and with it the best epoch. Train without --resume."
             )
         left = "nothing is left to do" if self.finished() else "going on after them"
-        cli.say(f"{len(self.rows)} epochs are finished: {left}.")
+        cli.say(f"epochs finished: {len(self.rows)}; {left}.")
 
     def best(self) -> dict:
         """The row of the epoch that is kept: with a dev loss the lowest, otherwise the last."""

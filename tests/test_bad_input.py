@@ -142,21 +142,21 @@ def test_a_folder_of_everything_is_captioned(demo, corpus):
     assert f"{len(read)} captioned, {len(names)} skipped" in done.stderr
 
 
-def test_a_file_that_may_not_be_read(tmp_path):
+def test_a_file_that_may_not_be_read(tmp_path, tmp_path_factory):
     path = tmp_path / "secret.jpg"
     path.write_bytes(IMAGES["plain.jpg"][0])
     path.chmod(0)
     user = os.geteuid()
     if user == 0:  # who may read everything
         for folder in (tmp_path, *tmp_path.parents):
-            if folder.is_relative_to("/tmp/pytest-of-root"):
+            if folder.is_relative_to(tmp_path_factory.getbasetemp().parent):
                 folder.chmod(0o755)
         os.seteuid(65534)
     try:
         _, error = try_load_image(path)
     finally:
         os.seteuid(user)
-    assert error.endswith("(Permission denied)") or error.endswith("no such image file")
+    assert error.endswith("(Permission denied)")
 
 
 @pytest.mark.long

@@ -95,7 +95,7 @@ def test_train_killed_and_resumed_ends_with_the_same_bits(small, tmp_path, kills
 
     kill_again_and_again(command, kills, seconds, begun, lambda: None)
     done = run_script(*command)
-    assert "epochs are finished: going on after them" in done.stderr
+    assert "; going on after them" in done.stderr
     state, history, model = trained(tmp_path)
     killed_state, killed_history, killed_model = trained(tmp_path / "killed")
     assert len(state) > 20
@@ -111,7 +111,7 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     first = run_here(*command, "--resume")
     assert "starting with the first epoch" in first.stderr
     again = run_here(*command, "--resume")  # finished: nothing is trained
-    assert "1 epochs are finished: nothing is left to do." in again.stderr
+    assert "epochs finished: 1; nothing is left to do." in again.stderr
     assert "epoch 1/1" not in again.stdout
     assert "kept epoch 1" in again.stdout
     other = run_here(*command, "--units", 16, "--resume", code=1)
