@@ -159,7 +159,7 @@ def evaluate(demo, output, *arguments, code=0, run=run_here):
     )
 
 
-def test_evaluate_writes_comparable_results(demo, tmp_path):
+def test_evaluate_writes_comparable_results(demo, captioner, tmp_path):
     done = evaluate(demo, tmp_path / "results", "--beam_size", 3, run=run_script)
     captions = json.loads((tmp_path / "results" / "captions.json").read_text())
     text = joblib.load(demo / "data" / "captions.pkl")
@@ -168,6 +168,9 @@ def test_evaluate_writes_comparable_results(demo, tmp_path):
     scores = json.loads((tmp_path / "results" / "scores.json").read_text())
     # Scored again from what was written, by the scorers themselves.
     from pycocoevalcap.cider.cider import Cider
+
+    from batches import CaptionBatches, caption_rows
+    from training import loss_per_token
 
     said = {line["image_id"]: [line["caption"]] for line in captions}
     truth = {image_id: text["captions"][image_id] for image_id in said}
@@ -182,9 +185,10 @@ def test_evaluate_writes_comparable_results(demo, tmp_path):
     assert Image.open(tmp_path / "results" / "gallery.png").width > 500
     with (demo / "models" / "caption_model.csv").open() as file:
         best = min(float(row["dev_loss"]) for row in csv.DictReader(file))
-    evaluate(demo, tmp_path / "dev", "--split", "dev")
-    scores = json.loads((tmp_path / "dev" / "scores.json").read_text())
-    assert scores["model"]["loss_per_token"] == pytest.approx(best, rel=1e-4)
+    features = joblib.load(demo / "data" / "features.pkl")
+    pairs = caption_rows("dev", text["captions"], text["splits"], features["image_ids"])
+    dev = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
+    assert loss_per_token(captioner.network, dev) == pytest.approx(best, rel=1e-4)
 
 
 def test_evaluate_refuses_what_cannot_be_compared(demo, tmp_path):
