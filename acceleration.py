@@ -46,7 +46,12 @@ def _use_threefry(layer: keras.layers.Dropout) -> None:
         if not training:
             return inputs
         seed = tf.cast(layer.seed_generator.next(), tf.int32)  # (2,), and another the next time
-        return tf.nn.experimental.stateless_dropout(inputs, layer.rate, seed, rng_alg="threefry")
+        shape = tf.shape(inputs)
+        if layer.noise_shape:  # whose ones share what is drawn along their axis
+            shape = [size or shape[axis] for axis, size in enumerate(layer.noise_shape)]
+        return tf.nn.experimental.stateless_dropout(
+            inputs, layer.rate, seed, rng_alg="threefry", noise_shape=shape
+        )
 
     layer.call = call
 

@@ -88,7 +88,7 @@ class CaptionBatches:
         """Encode the captions.
 
         Args:
-            features: (N, feature_size) float32, may be memory-mapped.
+            features: (N, …), a row for each image, may be memory-mapped.
             captions: pairs of a row of `features` and a tokenized caption.
             vocabulary: turns words into ids.
             batch_size: captions per batch.
@@ -141,14 +141,18 @@ class CaptionBatches:
 
     def dataset(self) -> tf.data.Dataset:
         """The same as a tf.data pipeline, its next batches made while the network works."""
-        size = self.batch_size
-        words = tf.TensorSpec((size, None), tf.int32)  # (B, T)
-        features = tf.TensorSpec((size, self.features.shape[1]), tf.float32)  # (B, feature_size)
-        weights = tf.TensorSpec((size, None), tf.float32)  # (B, T)
-        signature = ((features, words), words, weights)
-        batches = tf.data.Dataset.from_generator(lambda: self, output_signature=signature)
-        batches = batches.apply(tf.data.experimental.assert_cardinality(len(self))).prefetch(4)
-        options = tf.data.Options()
-        # There is nothing to tune, and an epoch's end would wait for the tuner to wake: 10 seconds.
-        options.autotune.enabled = False
-        return batches.with_options(options)
+        return pipeline(self, self.batch_size, self.features).prefetch(4)
+
+
+def pipeline(batches, batch_size: int, features: np.ndarray) -> tf.data.Dataset:
+    """What `batches` yields, ((features, inputs), targets, weights), as a tf.data pipeline."""
+    words = tf.TensorSpec((batch_size, None), tf.int32)  # (B, T)
+    image = tf.TensorSpec((batch_size, *features.shape[1:]), features.dtype)  # (B, …)
+    weights = tf.TensorSpec((batch_size, None), tf.float32)  # (B, T)
+    signature = ((image, words), words, weights)
+    dataset = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
+    options = tf.data.Options()
+    # There is nothing to tune, and an epoch's end would wait for the tuner to wake: 10 seconds.
+    options.autotune.enabled = False
+    return dataset.with_options(options)

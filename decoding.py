@@ -51,8 +51,7 @@ def beam_search(
     def extend(position, last, lines, scores, done, state):
         log_probs, state = step(last, state)  # (B * K, V)
         vocabulary_size = log_probs.shape[-1]
-        silent = tf.reduce_any(tf.range(vocabulary_size) == NOT_SAID, axis=0)  # (V,)
-        log_probs = tf.where(silent, NEVER, log_probs)
+        log_probs = tf.where(_not_said(vocabulary_size), NEVER, log_probs)
         log_probs = tf.reshape(log_probs, [batch_size, beam_size, vocabulary_size])
         # A finished hypothesis goes on with PADDING alone, at no cost.
         stay = tf.one_hot(PADDING, vocabulary_size, 0.0, NEVER)  # (V,)
@@ -74,3 +73,46 @@ def beam_search(
     ranking = scores / tf.maximum(lengths, 1.0) ** length_penalty
     order = tf.argsort(ranking, axis=1, direction="DESCENDING", stable=True)
     return tf.gather(lines, order, batch_dims=1), tf.gather(scores, order, batch_dims=1)
+
+
+def draw_captions(step: Callable, state, width: int, max_length: int, seed) -> tf.Tensor:
+    """Captions drawn at random, each word with its probability.
+
+    Args:
+        step: as for `beam_search`.
+        state: tensors (W, …), a row for each caption to be drawn.
+        width: W.
+        max_length: words in a caption, at most.
+        seed: (2,) int32; the same one draws the same captions.
+
+    Returns:
+        Tokens (W, max_length) int32, END and PADDING behind the words.
+    """
+    start = (
+        tf.constant(0),
+        tf.fill([width], START),
+        tf.fill([width, max_length], PADDING),
+        tf.zeros([width], tf.bool),
+        state,
+    )
+
+    def open_left(position, last, lines, done, state):
+        return (position < max_length) & ~tf.reduce_all(done)
+
+    def extend(position, last, lines, done, state):
+        log_probs, state = step(last, state)  # (W, V)
+        log_probs = tf.where(_not_said(log_probs.shape[-1]), NEVER, log_probs)
+        place = tf.stack([seed[0], seed[1] + position])
+        drawn = tf.random.stateless_categorical(log_probs, 1, place, tf.int32)  # (W, 1)
+        token = tf.where(done, PADDING, drawn[:, 0])  # (W,)
+        column = tf.one_hot(position, max_length, True, False, dtype=tf.bool)
+        lines = tf.where(column, token[:, None], lines)
+        return position + 1, token, lines, done | (token == END), state
+
+    _, _, lines, _, _ = tf.while_loop(open_left, extend, start)
+    return lines
+
+
+def _not_said(vocabulary_size: int) -> tf.Tensor:
+    """Which tokens are never produced, (vocabulary_size,) bool."""
+    return tf.reduce_any(tf.range(vocabulary_size) == NOT_SAID, axis=0)

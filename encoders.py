@@ -20,6 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from files import InputError, is_file, one_line
 
 IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
+GRID_CELLS = 49  # of both encoders' last maps, 7 × 7, row by row
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 LITE0_WEIGHTS = Path(__file__).parent / "models" / "efficientnet_lite0.h5"
 VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
@@ -121,58 +122,72 @@ class Encoder:
 
     Attributes:
         name: "vgg16" or "efficientnet_lite0".
-        feature_size: floats per image: 4096 (fc2's output) or 1280 (the averaged 7 × 7 grid).
+        kind: "pooled", a vector for each image, or "grid", one for each of 7 × 7 cells.
+        features_shape: of one image: (4096,), fc2's output, or (1280,), the averaged grid; as a
+            grid (49, 512), block5's output, or (49, 1280).
+        dtype: np.float32; of grids np.float16, for they are forty times as large.
         weights: where its weights came from, as given.
         weights_hash: SHA-256 of the weights in use, whatever file they came from.
     """
 
-    def __init__(self, name: str = "vgg16", weights: str = "imagenet"):
+    def __init__(self, name: str = "vgg16", weights: str = "imagenet", kind: str = "pooled"):
         """Build the network.
 
         Args:
             name: a key of `ENCODERS`.
             weights: "imagenet", a weights file, or "random" (for tests).
+            kind: "pooled" or "grid".
 
         Raises:
             InputError: unknown encoder, or weights that cannot be had or do not fit.
         """
+        import keras
         import tensorflow as tf
 
         if name not in ENCODERS:
             raise InputError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}")
         spec = ENCODERS[name]
-        self.name, self.weights = name, str(weights)
-        self.network = spec.build(self.weights)
-        self.feature_size = int(self.network.output_shape[-1])
-        if self.feature_size != spec.feature_size:
+        self.name, self.weights, self.kind = name, str(weights), kind
+        network = spec.build(self.weights)
+        found = int(network.output_shape[-1])
+        if found != spec.feature_size:
             raise InputError(
-                f"{name} gives {self.feature_size} floats an image, not {spec.feature_size}: "
+                f"{name} gives {found} floats an image, not {spec.feature_size}: "
                 f"its weights are not those of the network with its fully connected layers"
             )
         digest = hashlib.sha256(name.encode())
-        for variable in self.network.weights:  # one by one: VGG16's are half a gigabyte
+        for variable in network.weights:  # one by one: VGG16's are half a gigabyte
             digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
+        self.dtype = np.dtype(np.float32)
+        if kind == "grid":
+            cells = network.get_layer(spec.grid_layer).output  # (B, 7, 7, channels)
+            cells = keras.layers.Reshape((GRID_CELLS, cells.shape[-1]))(cells)
+            network = keras.Model(network.input, cells)
+            self.dtype = np.dtype(np.float16)
+        self.network = network
+        self.features_shape = tuple(network.output_shape[1:])
         spec_input = tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8)
         self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
         self._run_compiled = tf.function(self._run, input_signature=[spec_input])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Features of a batch: (B, 224, 224, 3) uint8 -> (B, feature_size) float32.
+        """Features of a batch: (B, 224, 224, 3) uint8 -> (B, *features_shape) of `dtype`.
 
         A lone image runs op by op: tracing the network takes longer than running it once.
         """
         run = self._run if len(images) == 1 else self._run_compiled
-        return run(images).numpy()
+        return run(images).numpy().astype(self.dtype, copy=False)
 
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """How to build a network, scale its pixels (float32, 0–255 RGB), and how wide its output is."""
+    """How to build a network, scale its pixels (float32, 0–255 RGB), and what it gives."""
 
     build: Callable
     scale: Callable
-    feature_size: int
+    feature_size: int  # floats an image, pooled
+    grid_layer: str  # whose output is 7 × 7
 
 
 def build_vgg16(weights: str):
@@ -276,6 +291,6 @@ def _existing_file(weights: str) -> str:
 
 
 ENCODERS = {
-    "vgg16": EncoderSpec(build_vgg16, scale_vgg16, 4096),
-    "efficientnet_lite0": EncoderSpec(build_lite0, scale_lite0, 1280),
+    "vgg16": EncoderSpec(build_vgg16, scale_vgg16, 4096, "block5_pool"),
+    "efficientnet_lite0": EncoderSpec(build_lite0, scale_lite0, 1280, "grid"),
 }

@@ -31,7 +31,7 @@ def shard_files(encoder: Encoder, paths: list[Path], work_dir: Path) -> list[Pat
     """The file of each shard of `SHARD_SIZE` paths; those missing are still to be done."""
     files = []
     for start in range(0, len(paths), SHARD_SIZE):
-        digest = hashlib.sha256(f"{encoder.name} {encoder.weights_hash}".encode())
+        digest = hashlib.sha256(f"{encoder.name} {encoder.weights_hash} {encoder.kind}".encode())
         for path in paths[start : start + SHARD_SIZE]:
             state = path.stat()
             digest.update(f"\0{path.name}\0{state.st_size} {state.st_mtime_ns}".encode())
@@ -58,8 +58,8 @@ def extract_features(
         dask: the address of a Dask scheduler whose workers do the work instead.
 
     Returns:
-        Features (M, feature_size) float32 of the M readable images in order, memory-mapped from a
-        file beside the shards, and for each of the N images its error, or "" when it was readable.
+        Features (M, *encoder.features_shape) of the M readable images in order, memory-mapped from
+        a file beside the shards, and each of the N images' error, or "" when it was readable.
 
     Raises:
         InputError: a shard cannot be written, or the cluster cannot do its work.
@@ -83,23 +83,25 @@ def extract_features(
             ):
                 save_shard(files[shard], features, errors)
                 bar.update(len(errors))
-    return put_together(files, encoder.feature_size)
+    return put_together(files, encoder)
 
 
-def put_together(files: list[Path], feature_size: int) -> tuple[np.ndarray, list[str]]:
-    """All shards' features (M, feature_size), memory-mapped from one file, and all their errors."""
+def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, list[str]]:
+    """All shards' features (M, *features_shape), mapped from one file, and all their errors."""
     target = files[0].parent / "features.npy"
     errors: list[str] = []
     for file in files:
         with _open_shard(file) as arrays:
             errors += arrays["errors"].tolist()
-    header = {"shape": (errors.count(""), feature_size), "fortran_order": False, "descr": "<f4"}
+    dtype = encoder.dtype.newbyteorder("<")
+    shape = (errors.count(""), *encoder.features_shape)
+    header = {"shape": shape, "fortran_order": False, "descr": dtype.str}
     # Written, not mapped: on a full disk a write fails with a message, a mapped page with a signal.
     with atomic_path(target) as path, path.open("wb") as out:
         np.lib.format.write_array_header_1_0(out, header)
         for file in files:
             with _open_shard(file) as arrays:
-                out.write(arrays["features"].astype("<f4", copy=False).data)
+                out.write(arrays["features"].astype(dtype, copy=False).data)
     return np.load(target, mmap_mode="r"), errors
 
 
@@ -120,11 +122,11 @@ def encode_shard(
     batch_size: int,
     done: Callable[[int], object] | None = None,
 ) -> tuple[np.ndarray, list[str]]:
-    """The features (M, feature_size) of the M readable images, and every image's error or "".
+    """The features (M, *features_shape) of the M readable images, and every image's error or "".
 
     `done` is told the number of images finished since it was last called.
     """
-    features = [np.empty((0, encoder.feature_size), np.float32)]
+    features = [np.empty((0, *encoder.features_shape), encoder.dtype)]
     errors, batch = [], []
     with ThreadPoolExecutor() as pool:  # reading and resizing overlap the network
         for pixels, error in pool.map(try_load_image, paths):
@@ -132,7 +134,7 @@ def encode_shard(
             if not error:
                 batch.append(pixels)
             if len(batch) == batch_size or (len(errors) == len(paths) and batch):
-                features.append(encoder.encode(np.stack(batch)))  # (batch_size, feature_size)
+                features.append(encoder.encode(np.stack(batch)))  # (batch_size, …)
                 batch = []
             if done:
                 done(1)
@@ -167,7 +169,7 @@ def parallel_shards(
         joblib.delayed(_worker_shard)(
             shard,
             [str(path.absolute()) for path in paths],
-            (encoder.name, weights, encoder.weights_hash, threads),
+            (encoder.name, weights, encoder.kind, encoder.weights_hash, threads),
             batch_size,
         )
         for shard, paths in missing.items()
@@ -216,13 +218,15 @@ def _worker_shard(shard: int, paths: list[str], encoder: tuple, batch_size: int)
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_encoder(name: str, weights: str, weights_hash: str, threads: int | None) -> Encoder:
+def _worker_encoder(
+    name: str, weights: str, kind: str, weights_hash: str, threads: int | None
+) -> Encoder:
     cli.load_tensorflow()
     if threads:  # the processes share this machine's cores
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    encoder = Encoder(name, weights)
+    encoder = Encoder(name, weights, kind)
     if encoder.weights_hash != weights_hash:
         raise InputError(f"a worker has other weights of {name}: give all machines the same file.")
     return encoder

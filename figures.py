@@ -38,18 +38,27 @@ def draw_captions(items: list[tuple[Path, list[str]]], target: str | Path) -> No
     _save(figure, target)
 
 
-def draw_curves(rows: list[dict], target: Path) -> None:
-    """Draw the training and dev loss of every epoch into a picture."""
+UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
+
+
+def draw_curves(rows: list[dict], measure: str, best: dict, target: Path) -> None:
+    """Draw the training and dev measure of every epoch into a picture.
+
+    Args:
+        rows: a dict for each epoch, with `epoch`, `train_…` and `dev_…` (None without dev images).
+        measure: a key of `UNITS`, as in those names.
+        best: the row to be pointed out.
+        target: the picture to write.
+    """
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="epoch", ylabel="loss per token (nats)")
+    axes = figure.add_subplot(xlabel="epoch", ylabel=UNITS[measure])
     epochs = [row["epoch"] for row in rows]
-    axes.plot(epochs, [row["train_loss"] for row in rows], "o-", label="train (with dropout)")
-    if rows[0]["dev_loss"] is not None:
-        dev = [row["dev_loss"] for row in rows]
-        best = min(rows, key=lambda row: row["dev_loss"])
-        axes.plot(epochs, dev, "s-", label="dev")
-        label = f"best: {best['dev_loss']:.3f}"
-        axes.annotate(label, (best["epoch"], best["dev_loss"]), (0, 10), textcoords="offset points")
+    label = {"loss": "train (with dropout)", "cider": "train (sampled captions)"}[measure]
+    axes.plot(epochs, [row[f"train_{measure}"] for row in rows], "o-", label=label)
+    if best[f"dev_{measure}"] is not None:
+        axes.plot(epochs, [row[f"dev_{measure}"] for row in rows], "s-", label="dev")
+        place = best["epoch"], best[f"dev_{measure}"]
+        axes.annotate(f"best: {place[1]:.3f}", place, (0, 10), textcoords="offset points")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     axes.grid(alpha=0.3)

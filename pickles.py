@@ -28,8 +28,14 @@ def _are_lists_of_texts(value) -> bool:
     )
 
 
+def _are_features(value) -> bool:
+    """A vector for each image, or one for each cell of its grid."""
+    forms = {2: np.float32, 3: np.float16}
+    return isinstance(value, np.ndarray) and forms.get(value.ndim) == value.dtype
+
+
 FEATURES = {
-    "features": lambda v: isinstance(v, np.ndarray) and v.ndim == 2 and v.dtype == np.float32,
+    "features": _are_features,
     "image_ids": _are_texts,
     "encoder": _is_text,
     "weights_hash": _is_text,

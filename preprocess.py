@@ -52,6 +52,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, default="data", help="where the two pickles go")
     add("--encoder", choices=ENCODERS, default="vgg16", help="the frozen CNN")
     add(
+        "--features",
+        choices=("pooled", "grid"),
+        default="pooled",
+        help="one vector an image, or one for each of 7 × 7 cells, for train.py --decoder "
+        "attention: forty times as large, 900 MB for Flickr8k",
+    )
+    add(
         "--weights",
         default="imagenet",
         metavar="imagenet|FILE|random",
@@ -244,7 +251,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     if args.weights == "random":
         cli.say("WARNING: --weights random is for tests: such features tell nothing of a photo.")
     cli.load_tensorflow()
-    encoder = Encoder(args.encoder, args.weights)
+    encoder = Encoder(args.encoder, args.weights, args.features)
     paths = [images_dir / image_id for image_id in image_ids]
     files = shard_files(encoder, paths, args.output_dir / "shards")
     fingerprint = hashlib.sha256(" ".join(file.name for file in files).encode()).hexdigest()

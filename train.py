@@ -1,6 +1,7 @@
 """Train the caption network on the two pickles of preprocess.py."""
 
 import argparse
+import dataclasses
 from pathlib import Path
 
 import cli
@@ -8,19 +9,23 @@ from files import InputError
 from pickles import load_captions, load_features
 
 # What the model's file says of its training, beside its sizes and its data.
-TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "patience", "seed")
+TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed")
+# Of epochs, learning rate: for training, and for fine-tuning, which has learnt most things before.
+DEFAULTS = {False: (20, 1.5e-3), True: (10, 5e-5)}
 
 DESCRIPTION = """\
 Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
 
 Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
 Writes  MODEL_PATH (.h5, the best epoch by dev loss; all that captioning needs but the CNN's
-        weights), and beside it the history (.csv), the loss curves (.png), and what --resume
+        weights), and beside it the history (.csv), its curves (.png), and what --resume
         needs (.checkpoint.npz).
 
   python train.py
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
+  python train.py --decoder attention            # after preprocess.py --features grid
   python train.py --resume                       # after a stop, with the options of before
+  python train.py --finetune_cider models/caption_model.h5 --model_path models/finetuned.h5
 
 Losses are natural logarithms per token: summed over every word and the end of every caption,
 divided by their number. However a run is stopped, the best epoch so far is on the disk, and with
@@ -34,13 +39,43 @@ def parse_arguments() -> argparse.Namespace:
     number = cli.positive_int
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--model_path", type=Path, default="models/caption_model.h5", help="what to write")
-    add("--epochs", type=number, default=20, help="passes over the training captions, at most")
-    add("--batch_size", type=number, default=64, help="captions per step")
+    add(
+        "--finetune_cider",
+        type=Path,
+        metavar="MODEL",
+        help="go on from this trained model, with CIDEr as the aim instead of the next human word: "
+        "it draws captions of the training photos and learns from those that score higher; its "
+        "sizes and words stay",
+    )
+    add(
+        "--epochs",
+        type=number,
+        help="passes over the training captions, at most (default: 20; for fine-tuning, where "
+        "each photo is captioned five times, 10)",
+    )
+    add(
+        "--batch_size",
+        type=number,
+        default=64,
+        help="captions per step; for fine-tuning photos, each with five captions",
+    )
     add(
         "--learning_rate",
         type=cli.positive_float,
-        default=1.5e-3,
-        help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine",
+        help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine "
+        "(default: 1.5e-3; for fine-tuning 5e-5)",
+    )
+    add(
+        "--weight_decay",
+        type=cli.fraction,
+        default=0.0,
+        help="share of each weight, times the step size, that a step takes away",
+    )
+    add(
+        "--decoder",
+        choices=("merge", "attention"),
+        default="merge",
+        help="merge: one vector an image; attention: each word looks at some of its 7 × 7 cells",
     )
     add("--embedding_size", type=number, default=256, help="floats per word")
     add("--units", type=number, default=256, help="width of the LSTM and of the merged layers")
@@ -48,8 +83,8 @@ def parse_arguments() -> argparse.Namespace:
         "--dropout",
         type=cli.fraction,
         default=0.5,
-        help="share dropped of the features, the word vectors and the merged layer: without it "
-        "the network soon knows the training photos by heart",
+        help="share dropped of the features and the word vectors: without it the network soon "
+        "knows the training photos by heart",
     )
     add(
         "--patience",
@@ -61,11 +96,15 @@ def parse_arguments() -> argparse.Namespace:
         "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
     )
     add("--resume", action="store_true", help="go on after the last finished epoch")
-    return parser.parse_args()
+    args = parser.parse_args()
+    epochs, learning_rate = DEFAULTS[args.finetune_cider is not None]
+    args.epochs = args.epochs or epochs
+    args.learning_rate = args.learning_rate or learning_rate
+    return args
 
 
 def main() -> None:
-    """Read the pickles, build the network, train it."""
+    """Read the pickles, build the network or take a trained one, and train it."""
     args = parse_arguments()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
@@ -75,14 +114,41 @@ def main() -> None:
     cli.load_tensorflow()
     import keras
 
-    from batches import CaptionBatches, caption_rows
-    from captions import Vocabulary
-    from model import Captioner, CaptionerConfig, build_captioner
     from training import fit
 
     keras.utils.set_random_seed(args.seed)
+    training = {name: getattr(args, name) for name in TRAINING_OPTIONS}
+    training["data"] = text["settings"] | {"features": features["fingerprint"]}
+    if args.finetune_cider:
+        log, dev = prepare_finetuning(args, features, text, training), None
+    else:
+        log, dev = prepare_training(args, features, text, training)
+    config = log.captioner.config
+    cli.say(
+        f"{config.decoder} decoder, {config.vocabulary_size} words, "
+        f"{config.count_parameters():,} parameters, features of {config.encoder}"
+    )
+    if not text["splits"]["dev"]:
+        cli.say("no dev captions: training without validation; the last epoch is kept.")
+    fit(log, dev, args.learning_rate, args.weight_decay)
+
+
+def prepare_training(args, features: dict, text: dict, training: dict):
+    """A new captioner, its training batches and what writes it, and the dev batches or None."""
+    from batches import CaptionBatches, caption_rows
+    from captions import Vocabulary
+    from model import Captioner
+    from networks import CaptionerConfig, build_captioner, standardize
+    from training import EpochLog
+
     vocabulary = Vocabulary(text["vocabulary"])
-    matrix = features["features"]  # (N, feature_size) float32, memory-mapped
+    matrix = features["features"]  # (N, …), memory-mapped
+    wanted = "grid" if args.decoder == "attention" else "pooled"
+    if (matrix.ndim == 3) != (wanted == "grid"):
+        raise InputError(
+            f"--decoder {args.decoder} needs other features: run preprocess.py with --features "
+            f"{wanted}."
+        )
     train_captions, dev_captions = (
         caption_rows(split, text["captions"], text["splits"], features["image_ids"])
         for split in ("train", "dev")
@@ -91,36 +157,55 @@ def main() -> None:
     dev = (
         CaptionBatches(matrix, dev_captions, vocabulary, args.batch_size) if dev_captions else None
     )
-
     config = CaptionerConfig(
-        feature_size=matrix.shape[1],
+        feature_size=matrix.shape[-1],
         vocabulary_size=len(vocabulary),
         max_length=text["max_length"],
         encoder=features["encoder"],
         weights_hash=features["weights_hash"],
+        decoder=args.decoder,
         embedding_size=args.embedding_size,
         units=args.units,
         dropout=args.dropout,
-        training={name: getattr(args, name) for name in TRAINING_OPTIONS}
-        | {"data": text["settings"] | {"features": features["fingerprint"]}},
+        training=training,
     )
     network = build_captioner(config, train.log_frequencies())
+    standardize(network, matrix, sorted({row for row, _ in train_captions}))
     cli.say(
         f"{len(train_captions)} training captions ({train.tokens} tokens), "
-        f"{len(dev_captions)} dev captions, {len(vocabulary)} words, "
-        f"{network.count_params():,} parameters, features of {config.encoder}"
+        f"{len(dev_captions)} dev captions"
     )
-    if dev is None:
-        cli.say("no dev captions: training without validation; the last epoch is kept.")
-    fit(
-        Captioner(network, vocabulary, config),
-        train,
-        dev,
-        model_path=args.model_path,
-        epochs=args.epochs,
-        learning_rate=args.learning_rate,
-        patience=args.patience,
-        resume=args.resume,
+    captioner = Captioner(network, vocabulary, config)
+    log = EpochLog(captioner, train, args.model_path, args.epochs, args.patience, args.resume)
+    return log, dev
+
+
+def prepare_finetuning(args, features: dict, text: dict, training: dict):
+    """A trained captioner without dropout, which draws its training batches, and what writes it."""
+    from batches import caption_rows
+    from model import Captioner
+    from networks import build_captioner
+    from scst import CiderLog, SampledBatches
+
+    start = Captioner.load(args.finetune_cider)
+    matrix = features["features"]  # (N, …), memory-mapped
+    start.check_features(matrix.shape[1:], features["encoder"], features["weights_hash"])
+    training["start"] = start.config.training
+    config = dataclasses.replace(start.config, dropout=args.dropout, training=training)
+    network = build_captioner(config)
+    network.set_weights(start.network.get_weights())
+    captioner = Captioner(network, start.vocabulary, config)
+    photos = {"train": {}, "dev": {}}  # split -> row -> captions
+    for split, rows in photos.items():
+        for row, caption in caption_rows(
+            split, text["captions"], text["splits"], features["image_ids"]
+        ):
+            rows.setdefault(row, []).append(caption)
+    train = SampledBatches(captioner, matrix, photos["train"], args.batch_size, args.seed)
+    return CiderLog(
+        *(captioner, train, args.model_path, args.epochs, args.patience, args.resume),
+        features=matrix,
+        photos=photos["dev"],
     )
 
 

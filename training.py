@@ -17,13 +17,14 @@ from figures import draw_curves
 from files import InputError, atomic_path
 from model import Captioner
 
-HISTORY = ("epoch", "train_loss", "dev_loss", "seconds")  # the columns of the CSV
 
+def compile_for_training(network: keras.Model, learning_rate, weight_decay: float = 0.0) -> None:
+    """Adam on the cross-entropy per token, in nats: the mean of the batches' weighted sums.
 
-def compile_for_training(network: keras.Model, learning_rate) -> None:
-    """Adam on the cross-entropy per token, in nats: the mean of the batches' weighted sums."""
+    With weight decay it is AdamW (Loshchilov & Hutter 2019), without it the plain one.
+    """
     network.compile(
-        optimizer=keras.optimizers.Adam(learning_rate),
+        optimizer=keras.optimizers.AdamW(learning_rate, weight_decay=weight_decay),
         loss=_cross_entropy(),
         jit_compile=accelerate(network),
     )
@@ -41,47 +42,34 @@ def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
 
 
 def fit(
-    captioner: Captioner,
-    train: CaptionBatches,
-    dev: CaptionBatches | None,
-    *,
-    model_path: Path,
-    epochs: int,
-    learning_rate: float,
-    patience: int,
-    resume: bool = False,
+    log: "EpochLog", dev: CaptionBatches | None, learning_rate: float, weight_decay: float
 ) -> None:
-    """Train, keeping the best epoch in `model_path`, and beside it the history and a checkpoint.
+    """Train `log.captioner` on `log.train` for `log.epochs` epochs, less those already done.
 
     Args:
-        captioner: to be trained in place; its network ends as the last epoch left it.
-        train: training batches.
-        dev: dev batches; None trains without validation and keeps the last epoch.
-        model_path: the .h5; the history goes to the same name with .csv, its curves to .png, and
-            what `resume` needs to .checkpoint.npz.
-        epochs: at most so many.
+        log: what is trained, on what, and where it goes; `take_up` may have resumed it.
+        dev: dev batches; None trains without their loss.
         learning_rate: Adam's at the start; it falls to 0 over all epochs, along half a cosine.
-        patience: epochs without a better dev loss after which training stops.
-        resume: go on after the last finished epoch of a run that was stopped.
+        weight_decay: share of each weight, times the learning rate, that a step takes away.
 
     Raises:
         InputError: the loss is no longer a number, or the run cannot be resumed.
     """
-    steps = epochs * len(train)
+    network, train = log.captioner.network, log.train
+    steps = log.epochs * len(train)
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)  # down to 0 at the end
-    compile_for_training(captioner.network, schedule)
-    log = EpochLog(captioner, train, model_path, epochs, patience)
-    log.take_up(resume)
+    compile_for_training(network, schedule, weight_decay)
+    log.take_up()
     try:
         if not log.finished():
-            captioner.network.fit(
+            network.fit(
                 train.dataset(),
                 validation_data=dev.dataset() if dev is not None else None,
                 initial_epoch=len(log.rows),
-                epochs=epochs,
+                epochs=log.epochs,
                 callbacks=[log, keras.callbacks.TerminateOnNaN()],
                 verbose=0,
-                shuffle=False,  # CaptionBatches has its own order
+                shuffle=False,  # the batches have their own order
             )
     finally:  # Ctrl-C keeps what is finished
         log.close()
@@ -92,10 +80,15 @@ def fit(
 class EpochLog(keras.callbacks.Callback):
     """Seeds every epoch, shows its progress, and writes after it all that must not be lost.
 
+    The best epoch is kept in `model_path`; beside it go the history, under the same name with
+    .csv, its curves (.png), and what resuming needs (.checkpoint.npz).
+
     Attributes:
-        rows: the history, a dict of `HISTORY` for each finished epoch. The best epoch, and whether
-            to stop, follow from it.
+        rows: the history, a dict for each finished epoch. The best epoch, and whether to stop,
+            follow from it.
     """
+
+    measure = "loss"  # of an epoch, in training and on dev
 
     def __init__(
         self,
@@ -104,22 +97,33 @@ class EpochLog(keras.callbacks.Callback):
         model_path: Path,
         epochs: int,
         patience: int,
+        resume: bool = False,
     ):
+        """Take what is trained.
+
+        Args:
+            captioner: to be trained in place; its network ends as the last epoch left it.
+            train: training batches.
+            model_path: the .h5 to write.
+            epochs: at most so many.
+            patience: epochs without a better dev measure after which training stops.
+            resume: go on after the last finished epoch of a run that was stopped.
+        """
         super().__init__()
         self.captioner, self.train, self.model_path = captioner, train, model_path
-        self.epochs, self.patience = epochs, patience
+        self.epochs, self.patience, self.resume = epochs, patience, resume
         self.checkpoint = model_path.with_suffix(".checkpoint.npz")
         self.rows: list[dict] = []
         self.bar = None  # of the epoch under way
         self.diverged = False
 
-    def take_up(self, resume: bool) -> None:
+    def take_up(self) -> None:
         """Go on from the checkpoint, or say that one is left alone."""
         if not self.checkpoint.is_file():
-            if resume:
+            if self.resume:
                 cli.say(f"{self.checkpoint} is not there: starting with the first epoch.")
             return
-        if not resume:
+        if not self.resume:
             cli.say(f"starting anew; --resume would go on from {self.checkpoint}.")
             return
         config = asdict(self.captioner.config)
@@ -132,10 +136,19 @@ class EpochLog(keras.callbacks.Callback):
         cli.say(f"epochs finished: {len(self.rows)}; {left}.")
 
     def best(self) -> dict:
-        """The row of the epoch that is kept: with a dev loss the lowest, otherwise the last."""
-        if self.rows[-1]["dev_loss"] is None:
+        """The row of the epoch that is kept: by the dev measure, without one the last."""
+        dev = f"dev_{self.measure}"
+        if self.rows[-1][dev] is None:
             return self.rows[-1]
-        return min(self.rows, key=lambda row: row["dev_loss"])
+        return min(self.rows, key=lambda row: self.badness(row[dev]))
+
+    def badness(self, value: float) -> float:
+        """What is lowest for the best value of the measure."""
+        return value
+
+    def measured(self, logs: dict) -> tuple[float, float | None]:
+        """The measure of the epoch just ended, in training and on dev."""
+        return logs["loss"], logs.get("val_loss")
 
     def finished(self) -> bool:
         """Whether all epochs are done, or too many since the best one."""
@@ -148,7 +161,7 @@ class EpochLog(keras.callbacks.Callback):
         """Draw the order and the dropout from (seed, epoch), so that any epoch can be repeated."""
         self.train.epoch = epoch
         for number, layer in enumerate(self.model.layers):
-            if isinstance(layer, keras.layers.Dropout):
+            if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
                 entropy = np.random.SeedSequence((self.train.seed, number, epoch))
                 layer.seed_generator.state.assign(entropy.generate_state(2))
         self.started = time.perf_counter()
@@ -162,15 +175,16 @@ class EpochLog(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         """Write the model when it is the best so far, the history, and then the checkpoint."""
         self.bar.close()
-        row = {
-            "epoch": epoch + 1,
-            "train_loss": logs["loss"],
-            "dev_loss": logs.get("val_loss"),
-            "seconds": time.perf_counter() - self.started,
-        }
         if not all(map(math.isfinite, logs.values())):
             self.diverged = self.model.stop_training = True
             return
+        train, dev = self.measured(logs)
+        row = {
+            "epoch": epoch + 1,
+            f"train_{self.measure}": train,
+            f"dev_{self.measure}": dev,
+            "seconds": time.perf_counter() - self.started,
+        }
         self.rows.append(row)
         best = self.best() is row
         if len(self.rows) == 1:  # from here on an earlier run's belongs to nothing
@@ -181,9 +195,9 @@ class EpochLog(keras.callbacks.Callback):
         # Last: an epoch counts as finished when all of it is on the disk.
         config = asdict(self.captioner.config)
         save_checkpoint(self.checkpoint, self.model, config, self.rows)
-        dev = "" if row["dev_loss"] is None else f"  dev loss {row['dev_loss']:.4f}"
+        on_dev = "" if dev is None else f"  dev {self.measure} {dev:.4f}"
         print(
-            f"epoch {epoch + 1}/{self.epochs}  train loss {row['train_loss']:.4f}{dev}  "
+            f"epoch {epoch + 1}/{self.epochs}  train {self.measure} {train:.4f}{on_dev}  "
             f"{row['seconds']:.1f} s{'  saved' if best else ''}",
             flush=True,
         )
@@ -191,19 +205,19 @@ class EpochLog(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def save(self, row: dict) -> None:
-        """Write the model, with the epoch and the losses that speak for it."""
-        kept = {name: row[name] for name in ("epoch", "train_loss", "dev_loss")}
+        """Write the model, with the epoch and the measures that speak for it."""
+        kept = {name: value for name, value in row.items() if name != "seconds"}
         config = self.captioner.config
         config = replace(config, training=config.training | {"kept": kept})
         Captioner(self.captioner.network, self.captioner.vocabulary, config).save(self.model_path)
 
     def write_history(self) -> None:
-        """Write the losses of all epochs so far as a CSV file."""
+        """Write the measures of all epochs so far as a CSV file."""
         with (
             atomic_path(self.model_path.with_suffix(".csv")) as path,
             path.open("w", newline="") as file,
         ):
-            writer = csv.DictWriter(file, HISTORY)
+            writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)
 
@@ -214,9 +228,9 @@ class EpochLog(keras.callbacks.Callback):
         if not self.rows or not self.model_path.is_file():
             cli.say("no epoch was finished: no model was written.")
             return
-        draw_curves(self.rows, self.model_path.with_suffix(".png"))
+        draw_curves(self.rows, self.measure, self.best(), self.model_path.with_suffix(".png"))
         print(
-            f"kept epoch {self.best()['epoch']} in {self.model_path}; losses in "
+            f"kept epoch {self.best()['epoch']} in {self.model_path}; history in "
             f"{self.model_path.with_suffix('.csv')} and {self.model_path.with_suffix('.png')}"
         )
         print("next: python generate_caption.py --image_path x.jpg --model_path", self.model_path)

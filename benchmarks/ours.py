@@ -23,7 +23,8 @@ def captioner_and_batches(folder: Path, batches_class, share: float = 1.0):
     import keras
 
     from captions import Vocabulary
-    from model import Captioner, CaptionerConfig, build_captioner
+    from model import Captioner
+    from networks import CaptionerConfig, build_captioner
 
     keras.utils.set_random_seed(0)
     vocabulary = Vocabulary(workload.words())
@@ -46,11 +47,11 @@ def train(folder: Path, batches_class=None, share: float = 1.0) -> None:
     import csv
 
     from batches import CaptionBatches
-    from training import fit
+    from training import EpochLog, fit
 
     captioner, batches = captioner_and_batches(folder, batches_class or CaptionBatches, share)
     path = folder / "caption_model.h5"
-    fit(captioner, batches, None, model_path=path, epochs=2, learning_rate=1.5e-3, patience=3)
+    fit(EpochLog(captioner, batches, path, epochs=2, patience=3), None, 1.5e-3, 0.0)
     with path.with_suffix(".csv").open() as file:
         seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
     workload.report(seconds=seconds[-1] / share, first_seconds=seconds[0])

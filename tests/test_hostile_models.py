@@ -12,7 +12,8 @@ from conftest import PeakMemory, run_script
 
 from captions import SPECIAL_TOKENS, Vocabulary
 from files import InputError
-from model import LIMITS, Captioner, CaptionerConfig, build_captioner
+from model import Captioner
+from networks import DECODERS, LIMITS, CaptionerConfig, build_captioner
 
 WORDS = [*SPECIAL_TOKENS, *(f"word{i}" for i in range(40))]
 CONFIG = CaptionerConfig(1280, len(WORDS), 9, "efficientnet_lite0", "0" * 64, 8, 8)
@@ -212,6 +213,8 @@ def test_the_command_refuses_them_too(model):
 
 
 def test_parameters_are_counted_without_building():
-    config = dataclasses.replace(CONFIG, units=7, embedding_size=5, feature_size=11)
-    assert config.count_parameters() == build_captioner(config).count_params()
+    for decoder in DECODERS:
+        sizes = {"units": 7, "embedding_size": 5, "feature_size": 11}
+        config = dataclasses.replace(CONFIG, decoder=decoder, **sizes)
+        assert config.count_parameters() == build_captioner(config).count_params()
     assert all(limit > 0 for limit in LIMITS.values())

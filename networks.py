@@ -1,0 +1,222 @@
+"""The caption networks: built for training on whole captions, run word by word when decoding."""
+
+import math
+from dataclasses import dataclass, field, fields
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import layers
+
+from captions import MAX_CAPTION_WORDS
+from encoders import ENCODERS, GRID_CELLS
+from files import InputError
+
+DECODERS = ("merge", "attention")
+# Typical length of an image's vector before its Dense layer. From 1, for which Adam's steps are too
+# small, the captions stay general: CIDEr on Flickr8k's dev split is .41 instead of .50.
+IMAGE_SCALE = 8.0
+MERGED_DROPOUT = 0.6  # times the dropout before: with all of it captions are general again
+# The largest sizes that a captioner may have: beyond them stands a mistake or an attack.
+LIMITS = {
+    "feature_size": 2**20,
+    "vocabulary_size": 2**20,
+    "max_length": MAX_CAPTION_WORDS,
+    "embedding_size": 2**14,
+    "units": 2**14,
+}
+
+
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """The few numbers that, with the weights and the vocabulary, make a captioner.
+
+    Raises:
+        InputError: one is not of its type, or out of its range.
+    """
+
+    feature_size: int  # floats an image, or a cell of its grid
+    vocabulary_size: int
+    max_length: int  # words in the longest training caption: decoding stops there
+    encoder: str  # which CNN made the features
+    weights_hash: str  # of that CNN, as `Encoder.weights_hash`
+    decoder: str = "merge"
+    embedding_size: int = 256
+    units: int = 256
+    dropout: float = 0.5
+    training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
+
+    def __post_init__(self):
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if type(value) is not known.type:
+                raise InputError(
+                    f"{known.name} is {value!r:.50}, not of type {known.type.__name__}"
+                )
+        for name, limit in LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
+        for name, known in (("encoder", ENCODERS), ("decoder", DECODERS)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"its {name} is {getattr(self, name)!r:.50}, not one of {', '.join(known)}"
+                )
+
+    @property
+    def features_shape(self) -> tuple[int, ...]:
+        """Of one image's features: (feature_size,), or (cells, feature_size) for attention."""
+        grid = self.decoder == "attention"
+        return (GRID_CELLS, self.feature_size) if grid else (self.feature_size,)
+
+    def count_parameters(self) -> int:
+        """The network's parameters, counted without building it."""
+        image = 2 * self.feature_size + (self.feature_size + 1) * self.units
+        lstm = 4 * self.units * (self.embedding_size + self.units + 1)
+        merged = (self.units + 1) * self.units
+        logits = (self.units + 1) * self.vocabulary_size
+        total = image + self.vocabulary_size * self.embedding_size + lstm + merged + logits
+        if self.decoder == "attention":
+            cells = 2 * self.feature_size + (self.feature_size + 1) * self.units
+            total += cells + 2 * (self.units + 1) * self.units  # and the keys, and the query
+        return total
+
+
+def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None = None):
+    """The network of `config.decoder`.
+
+    "merge" (Tanti et al. 2017): image and words meet after the LSTM. "attention": the same, and
+    what the LSTM has read chooses, at each word, which of the grid's cells are added. In both the
+    LSTM sees words alone, so that whole captions pass at once.
+
+    Args:
+        config: sizes and dropout.
+        log_frequencies: (vocabulary_size,) start of the output bias, so that the untrained network
+            already knows how common each word is; zeros when not given.
+
+    Returns:
+        A Keras model from features (B, *config.features_shape) and tokens (B, T) int32 to logits
+        (B, T, vocabulary_size) float32 of each next token.
+    """
+    units, vocabulary_size = config.units, config.vocabulary_size
+    bias = "zeros" if log_frequencies is None else keras.initializers.Constant(log_frequencies)
+    features = keras.Input(config.features_shape, name="features")  # (B, [cells,] feature_size)
+    tokens = keras.Input((None,), dtype="int32", name="tokens")  # (B, T)
+    image = features
+    if config.decoder == "attention":
+        image = layers.GlobalAveragePooling1D(name="mean_cell")(features)  # (B, feature_size)
+    image = _standard(image, "image")
+    image = layers.Dropout(config.dropout, name="image_dropout")(image)
+    image = layers.Dense(units, activation="relu", name="image")(image)  # (B, units)
+    image = layers.Reshape((1, units), name="image_step")(image)  # (B, 1, units)
+    words = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")(tokens)
+    words = layers.Dropout(config.dropout, name="word_dropout")(words)  # (B, T, embedding_size)
+    words = layers.LSTM(units, return_sequences=True, name="lstm")(words)  # (B, T, units)
+    meeting = [image, words]
+    if config.decoder == "attention":
+        meeting.append(_attend(config, features, words))  # (B, T, units)
+    merged = layers.Add(name="merge")(meeting)  # (B, T, units)
+    merged = layers.Dense(units, activation="relu", name="merged")(merged)  # (B, T, units)
+    merged = layers.Dropout(MERGED_DROPOUT * config.dropout, name="merged_dropout")(merged)
+    logits = layers.Dense(vocabulary_size, bias_initializer=bias, name="logits")(merged)
+    return keras.Model([features, tokens], logits, name="captioner")  # (B, T, vocabulary_size)
+
+
+def _standard(vectors, name: str):
+    """`vectors` (B, …, feature_size) of one length, less their mean, in standard deviations.
+
+    The moments are those of the training images, by `standardize`, and stay as they are.
+    """
+    unit = layers.UnitNormalization(name=f"{name}_norm")(vectors)
+    frozen = layers.BatchNormalization(
+        epsilon=1e-6, center=False, scale=False, trainable=False, name=f"{name}_standard"
+    )
+    scale = IMAGE_SCALE / math.sqrt(vectors.shape[-1])
+    return layers.Rescaling(scale, name=f"{name}_scale")(frozen(unit))
+
+
+def _attend(config: CaptionerConfig, cells, words):
+    """The cells that `words` (B, T, units) ask for, out of (B, cells, feature_size): (B, T, units).
+
+    One set of weights over the cells for each word (Xu et al. 2015, by dot products).
+    """
+    cells = _standard(cells, "cell")
+    # The same floats of all cells are dropped: otherwise the neighbours would give them away.
+    cells = layers.Dropout(config.dropout, (None, 1, None), name="cell_dropout")(cells)
+    cells = layers.Dense(config.units, activation="relu", name="cells")(cells)  # (B, cells, units)
+    keys = layers.Dense(config.units, name="keys")(cells)  # (B, cells, units)
+    query = layers.Dense(config.units, name="query")(words)  # (B, T, units)
+    scores = layers.Dot(axes=2, name="scores")([query, keys])  # (B, T, cells)
+    weights = layers.Softmax(name="attention")(scores)
+    return layers.Dot(axes=(2, 1), name="attended")([weights, cells])  # (B, T, units)
+
+
+def standardize(network: keras.Model, features: np.ndarray, rows: list[int]) -> None:
+    """Let the network see features as deviations from their mean, in standard deviations.
+
+    Args:
+        network: from `build_captioner`, new.
+        features: (N, [cells,] feature_size).
+        rows: of the training images, rising.
+    """
+    names = ["image_standard"] + ["cell_standard"] * (features.ndim == 3)
+    total = np.zeros((len(names), 3, features.shape[-1]))  # counts, sums, sums of squares
+    for start in range(0, len(rows), 256):  # a grid of all images would not fit into memory
+        cells = np.asarray(features[rows[start : start + 256]], np.float64)
+        images = cells.mean(axis=1) if features.ndim == 3 else cells  # (B, feature_size)
+        for sums, values in zip(total, (images, cells), strict=False):
+            values = values.reshape(-1, features.shape[-1])
+            values /= np.linalg.norm(values, axis=1, keepdims=True) + 1e-9
+            sums += [np.full_like(sums[0], len(values)), values.sum(0), np.square(values).sum(0)]
+    for name, (count, first, second) in zip(names, total, strict=True):
+        mean = first / count
+        network.get_layer(name).set_weights([mean, np.maximum(second / count - mean**2, 0)])
+
+
+# -- word by word ----------------------------------------------------------------------------------
+
+
+def first_state(network: keras.Model, features, copies: int) -> tuple:
+    """All that a step needs, before the first word.
+
+    Args:
+        network: from `build_captioner`.
+        features: (B, *config.features_shape).
+        copies: captions begun of each image.
+
+    Returns:
+        The LSTM's hidden state and its carry, (B * copies, units) each; the image's part of the
+        sum, (B * copies, units); for attention also keys and cells (B * copies, cells, units).
+    """
+    layer = network.get_layer
+    image = cells = tf.cast(features, tf.float32)
+    attention = image.shape.rank == 3
+    if attention:
+        image = layer("mean_cell")(cells)  # (B, feature_size)
+    image = layer("image_standard")(layer("image_norm")(image))  # (B, feature_size)
+    image = layer("image")(layer("image_scale")(image))  # (B, units)
+    nothing = tf.zeros_like(image)
+    state = [nothing, nothing, image]
+    if attention:
+        cells = layer("cell_standard")(layer("cell_norm")(cells))  # (B, cells, feature_size)
+        cells = layer("cell_scale")(cells)
+        cells = layer("cells")(cells)  # (B, cells, units)
+        state += [layer("keys")(cells), cells]
+    return tuple(tf.repeat(part, copies, axis=0) for part in state)
+
+
+def next_word(network: keras.Model, tokens, state: tuple) -> tuple:
+    """One word on: tokens (W,) int32 and state -> log-probabilities (W, V) and the next state."""
+    layer = network.get_layer
+    hidden, carry, image, *grid = state
+    words = layer("embedding")(tokens)  # (W, embedding_size)
+    _, (hidden, carry) = layer("lstm").cell(words, (hidden, carry))  # (W, units) each
+    merged = image + hidden  # (W, units)
+    if grid:
+        keys, cells = grid  # (W, cells, units) each
+        query = layer("query")(hidden)[:, None]  # (W, 1, units)
+        weights = layer("attention")(layer("scores")([query, keys]))  # (W, 1, cells)
+        merged += layer("attended")([weights, cells])[:, 0]
+    logits = layer("logits")(layer("merged")(merged))  # (W, V)
+    return tf.nn.log_softmax(logits), (hidden, carry, image, *grid)
