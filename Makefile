@@ -1,4 +1,4 @@
-# make demo       set up .venv, draw a sample set, train on it, caption held-out scenes
+# make demo       set up .venv, caption photos; draw a sample set, train on it, caption scenes
 # make test       the tests, under five minutes        make test-long   those that take longer
 # make bench      speed beside what else there is, a quarter of an hour
 # make lint       ruff, lint and format                make clean       remove what these made
@@ -29,6 +29,11 @@ DEMO := demo
 	@touch $@ .venv/installed
 
 demo: .venv/installed
+	@echo "Photos, by the captioner that is included (Flickr8k: people and dogs outdoors):"
+	@$(BIN)/python generate_caption.py --image_path data/examples --beam_size 3 \
+		--model_path models/flickr8k_captioner.h5 --save_figure $(DEMO)/examples.png
+	@echo
+	@echo "Training from nothing, on scenes drawn for it:"
 	$(BIN)/python data/sample.py --output_dir $(DEMO)/dataset
 	$(BIN)/python preprocess.py --dataset_dir $(DEMO)/dataset --output_dir $(DEMO)/data \
 		--encoder efficientnet_lite0

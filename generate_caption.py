@@ -15,6 +15,8 @@ import cli
 from encoders import list_images, try_load_image
 from files import InputError
 
+TRAINED = Path("models/caption_model.h5")  # train.py's default
+INCLUDED = Path(__file__).parent / "models" / "flickr8k_captioner.h5"
 FORMATS = ("tsv", "jsonl", "csv", "coco")
 TSV_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
@@ -25,8 +27,10 @@ Caption photos: one line each on stdout, everything else on stderr.
   python generate_caption.py --image_path photos/ --format jsonl > captions.jsonl
   python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
 
-Needs the model's .h5 and the weights of the CNN it was trained with, nothing else. A file that is
-not a readable image is named and skipped; the exit code is 0 unless no image could be captioned."""
+Without --model_path, models/caption_model.h5 is taken (from train.py) where it exists, otherwise
+the captioner that is included, models/flickr8k_captioner.h5. Needs the model's .h5 and the weights
+of the CNN it was trained with, nothing else. A file that is not a readable image is named and
+skipped; the exit code is 0 unless no image could be captioned."""
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -40,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE_OR_FOLDER",
         help="photos, or folders whose photos are all captioned",
     )
-    add("--model_path", type=Path, default="models/caption_model.h5", help="from train.py")
+    add("--model_path", type=Path, metavar="FILE", help="an .h5 from train.py (default: see above)")
     add(
         "--weights",
         default="imagenet",
@@ -86,7 +90,7 @@ def main() -> None:
     cli.load_tensorflow()
     from model import Captioner
 
-    captioner = Captioner.load(args.model_path, args.weights)
+    captioner = Captioner.load(args.model_path or default_model(), args.weights)
     write = Writer(args.format, args.num_captions)
     done = []
     for path, beam in caption_files(captioner, paths, args):
@@ -102,6 +106,13 @@ def main() -> None:
 
         draw_captions(done, args.save_figure)
         cli.say(f"drew {args.save_figure}")
+
+
+def default_model() -> Path:
+    """The user's own model where there is one, otherwise the included one; says which."""
+    path = TRAINED if TRAINED.is_file() else INCLUDED
+    cli.say(f"captions by {path}{' (included)' if path == INCLUDED else ''}")
+    return path
 
 
 def expand(arguments: list[str]) -> Iterator[Path]:

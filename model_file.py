@@ -17,7 +17,7 @@ import numpy as np
 
 from files import InputError, atomic_path, is_file, one_line
 
-FORMAT_VERSION = 2  # of the group below
+FORMAT_VERSION = 3  # of the group below
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
 MAX_ATTRIBUTE = 2**16  # bytes, HDF5's own limit for those that lie with their group
 GROUP = "captioner"  # our group in the .h5, beside Keras' own

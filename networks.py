@@ -13,9 +13,10 @@ from encoders import ENCODERS, GRID_CELLS
 from files import InputError
 
 DECODERS = ("merge", "attention")
-# Typical length of an image's vector before its Dense layer. From 1, for which Adam's steps are too
-# small, the captions stay general: CIDEr on Flickr8k's dev split is .41 instead of .50.
+# Typical length of an image's vector before its Dense layer. With 1 Adam takes long to let the
+# image in, and captions stay general (benchmarks/quality.md).
 IMAGE_SCALE = 8.0
+LEAST_VARIANCE = 0.1  # of a float of the features, as a share of the floats' mean variance
 MERGED_DROPOUT = 0.6  # times the dropout before: with all of it captions are general again
 # The largest sizes that a captioner may have: beyond them stands a mistake or an attack.
 LIMITS = {
@@ -40,10 +41,10 @@ class CaptionerConfig:
     max_length: int  # words in the longest training caption: decoding stops there
     encoder: str  # which CNN made the features
     weights_hash: str  # of that CNN, as `Encoder.weights_hash`
-    decoder: str = "merge"
     embedding_size: int = 256
     units: int = 256
     dropout: float = 0.5
+    decoder: str = "merge"  # one of `DECODERS`
     training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
 
     def __post_init__(self):
@@ -171,7 +172,10 @@ def standardize(network: keras.Model, features: np.ndarray, rows: list[int]) -> 
             sums += [np.full_like(sums[0], len(values)), values.sum(0), np.square(values).sum(0)]
     for name, (count, first, second) in zip(names, total, strict=True):
         mean = first / count
-        network.get_layer(name).set_weights([mean, np.maximum(second / count - mean**2, 0)])
+        variance = second / count - mean**2
+        # What hardly differs between these photos tells little of them and is not blown up.
+        variance = np.maximum(variance, LEAST_VARIANCE * variance.mean())
+        network.get_layer(name).set_weights([mean, variance])
 
 
 # -- word by word ----------------------------------------------------------------------------------

@@ -89,7 +89,8 @@ def lite0_model(folder: Path) -> Path:
     code = (
         "import sys; sys.path[:0] = sys.argv[1:3]; import cli; cli.load_tensorflow(); "
         "import workload; from encoders import Encoder; from captions import Vocabulary; "
-        "from model import *; words = workload.words(); encoder = Encoder('efficientnet_lite0'); "
+        "from model import Captioner; from networks import CaptionerConfig, build_captioner; "
+        "words = workload.words(); encoder = Encoder('efficientnet_lite0'); "
         "config = CaptionerConfig(1280, len(words), 36, encoder.name, encoder.weights_hash); "
         "Captioner(build_captioner(config), Vocabulary(words), config).save(sys.argv[3])"
     )

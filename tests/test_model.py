@@ -202,6 +202,17 @@ def test_dropout_under_xla():
     np.testing.assert_array_equal(network(tf.ones((20, 1000))), 1)  # not when captioning
 
 
+def test_dropout_shared_by_all_cells_under_xla():
+    layer = keras.layers.Dropout(0.3, (None, 1, None), seed=1)
+    network = keras.Sequential([keras.Input((5, 400)), layer])
+    assert accelerate(network)
+    step = tf.function(lambda ones: network(ones, training=True), jit_compile=True)
+    dropped = step(tf.ones((20, 5, 400))).numpy() == 0
+    assert (dropped == dropped[:, :1]).all()
+    assert dropped.mean() == pytest.approx(0.3, abs=0.03)
+    assert (dropped[0] != dropped[1]).any()
+
+
 def test_token_loss_weighs_every_token_the_same():
     """Over batches of unequal lengths, the epoch's figure is the mean over all tokens."""
     keras.utils.set_random_seed(3)
@@ -266,7 +277,7 @@ def test_greedy_equals_an_argmax_loop_over_the_full_forward_pass(config, monkeyp
         expected.append(captioner.vocabulary.decode(ids))
     captions = captioner.caption_features(features)
     assert captions == expected
-    assert len(set(captions)) > 5
+    assert len(set(captions)) > 3
     lengths = {len(caption.split()) for caption in captions}
     assert CONFIG.max_length in lengths  # some are cut
     assert len(lengths) > 1  # and others end by themselves

@@ -117,7 +117,7 @@ def test_a_cluster_loses_a_worker_and_gives_the_same_bytes(dataset, expected, cl
 
 def test_a_worker_with_other_weights_refuses():
     with pytest.raises(InputError, match="a worker has other weights of efficientnet_lite0"):
-        _worker_encoder("efficientnet_lite0", "imagenet", "0" * 64, threads=None)
+        _worker_encoder("efficientnet_lite0", "imagenet", "pooled", "0" * 64, threads=None)
 
 
 @pytest.mark.long

@@ -103,7 +103,8 @@ def test_samples_weigh_as_much_as_they_are_better_than_the_others(photos):
         assert not weights[targets == PADDING].any()
         for photo in range(3):
             own = slice(photo * SAMPLES, (photo + 1) * SAMPLES)
-            row = next(r for r in photos[1] if (photos[0][r] == features[own]).all())
+            row = next(r for r in photos[1] if np.array_equal(photos[0][r], features[own][0]))
+            assert (features[own] == features[own][0]).all()
             seen.append(row)
             rewards = [
                 batches.scorer.score(

@@ -1,0 +1,69 @@
+"""The captioner that is included: what a fresh clone says of the example photos."""
+
+from pathlib import Path
+
+import pytest
+from conftest import ROOT, run_here
+
+from generate_caption import INCLUDED
+from model import Captioner
+
+EXAMPLES = ROOT / "data" / "examples"
+# Whether they are right is another matter: these photos are not like Flickr8k's.
+CAPTIONS = {
+    "astronaut.jpg": "a man in a red shirt and blue shirt is standing in front of a crowd",
+    "camera.jpg": "a man in a red shirt is standing on a tripod",
+    "chelsea.jpg": "a little girl in a yellow shirt is playing in the air",
+    "coffee.jpg": "a little girl in a blue shirt is sitting on a green bench",
+    "rocket.jpg": "a man in a red jacket is standing in the snow",
+}
+MEGABYTES = 25  # at most, for a clone to stay small
+
+
+def test_the_captions_of_the_examples_are_stable():
+    done = run_here(
+        *("generate_caption.py", "--image_path", "data/examples", "--beam_size", 3),
+        *("--model_path", INCLUDED),
+    )
+    lines = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert {Path(path).name: caption for path, caption in lines.items()} == CAPTIONS
+
+
+def test_every_example_has_its_rights_told():
+    card = (EXAMPLES / "README.md").read_text()
+    names = {path.name for path in EXAMPLES.glob("*.jpg")}
+    assert names == set(CAPTIONS)
+    assert all(f"`{name}`" in card for name in names)
+
+
+def test_it_knows_nothing_of_the_test_split(flickr8k):
+    """Its vocabulary and its settings are those of the training split's captions."""
+    from captions import Vocabulary, read_captions, read_split_lists
+
+    captioner = Captioner.load(INCLUDED)
+    captions, _ = read_captions(flickr8k / "captions.txt")
+    training = [line for i in read_split_lists(flickr8k)["train"] for line in captions[i]]
+    count = captioner.config.training["data"]["min_word_count"]
+    assert captioner.vocabulary.words == Vocabulary.from_captions(training, count).words
+    assert INCLUDED.stat().st_size < MEGABYTES * 1e6
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_without_a_name_the_trained_model_is_taken_or_the_included_one(
+    trained, demo, tmp_path, monkeypatch
+):
+    import contextlib
+    import io
+    import shutil
+
+    import generate_caption
+
+    if trained:
+        (tmp_path / "models").mkdir()
+        shutil.copy(demo / "models" / "caption_model.h5", tmp_path / "models")
+    monkeypatch.chdir(tmp_path)
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        found = generate_caption.default_model()
+    assert found == (Path("models/caption_model.h5") if trained else INCLUDED)
+    assert str(found) in said.getvalue()
+    assert ("included" in said.getvalue()) == (not trained)
