@@ -26,8 +26,7 @@ END_WORD = "<end>"  # scored like a word: otherwise captions would stop in mid-s
 class CiderD:
     """CIDEr-D of captions against their image's references (Vedantam et al. 2015).
 
-    The same numbers as pycocoevalcap's, which takes thirty times as long to score a few captions,
-    for it weighs all references anew.
+    The same numbers as pycocoevalcap's, which would weigh all references anew for every batch.
     """
 
     def __init__(self, references: list[list[list[str]]]):
@@ -38,7 +37,7 @@ class CiderD:
         """
         counted = [[Counter(ngrams(tokens)) for tokens in lines] for lines in references]
         frequencies = Counter(gram for lines in counted for gram in set().union(*lines))
-        images = math.log(len(references))
+        images = math.log(max(1, len(references)))  # no dev split: nothing will be scored
         self.rarest = images  # the weight of an n-gram of no image
         self.weights = {gram: images - math.log(count) for gram, count in frequencies.items()}
         self.references = [[self._weigh(counts) for counts in lines] for lines in counted]

@@ -43,7 +43,7 @@ def kill_again_and_again(command: list, kills: int, seconds: float, begun, after
     killed = 0
     while killed < kills:
         late = killed % 2 == 0
-        moment = draw.uniform(0, 0.3 if late else 1) * seconds
+        moment = draw.uniform(0, 0.15 if late else 1) * seconds
         killed += kill(command, moment, begun if late else None)
         after_each()
 
