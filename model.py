@@ -14,7 +14,7 @@ from decoding import NEVER, beam_search, draw_captions
 from encoders import Encoder, image_to_pixels, load_image
 from files import InputError
 from model_file import open_model, read_arrays, read_description, write_model
-from networks import CaptionerConfig, build_captioner, first_state, next_word
+from networks import DECODERS, CaptionerConfig, build_captioner, first_state, next_word
 
 # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -97,7 +97,7 @@ class Captioner:
             InputError: its weights cannot be had, or are not those used in training.
         """
         if self._encoder is None:
-            kind = "grid" if self.config.decoder == "attention" else "pooled"
+            kind = DECODERS[self.config.decoder]
             encoder = Encoder(self.config.encoder, self.encoder_weights, kind)
             if encoder.weights_hash != self.config.weights_hash:
                 raise InputError(

@@ -12,12 +12,12 @@ from captions import MAX_CAPTION_WORDS
 from encoders import ENCODERS, GRID_CELLS
 from files import InputError
 
-DECODERS = ("merge", "attention")
+DECODERS = {"merge": "pooled", "attention": "grid"}  # and the kind of features each one takes
 # Typical length of an image's vector before its Dense layer. With 1 Adam takes long to let the
 # image in, and captions stay general (benchmarks/quality.md).
 IMAGE_SCALE = 8.0
 LEAST_VARIANCE = 0.1  # of a float of the features, as a share of the floats' mean variance
-MERGED_DROPOUT = 0.6  # times the dropout before: with all of it captions are general again
+MERGED_DROPOUT = 0.6  # times the dropout before; with all of it captions were more general
 # The largest sizes that a captioner may have: beyond them stands a mistake or an attack.
 LIMITS = {
     "feature_size": 2**20,
@@ -68,7 +68,7 @@ class CaptionerConfig:
     @property
     def features_shape(self) -> tuple[int, ...]:
         """Of one image's features: (feature_size,), or (cells, feature_size) for attention."""
-        grid = self.decoder == "attention"
+        grid = DECODERS[self.decoder] == "grid"
         return (GRID_CELLS, self.feature_size) if grid else (self.feature_size,)
 
     def count_parameters(self) -> int:

@@ -138,12 +138,12 @@ def prepare_training(args, features: dict, text: dict, training: dict):
     from batches import CaptionBatches, caption_rows
     from captions import Vocabulary
     from model import Captioner
-    from networks import CaptionerConfig, build_captioner, standardize
+    from networks import DECODERS, CaptionerConfig, build_captioner, standardize
     from training import EpochLog
 
     vocabulary = Vocabulary(text["vocabulary"])
     matrix = features["features"]  # (N, …), memory-mapped
-    wanted = "grid" if args.decoder == "attention" else "pooled"
+    wanted = DECODERS[args.decoder]
     if (matrix.ndim == 3) != (wanted == "grid"):
         raise InputError(
             f"--decoder {args.decoder} needs other features: run preprocess.py with --features "

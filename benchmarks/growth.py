@@ -100,7 +100,7 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--dataset_dir", type=Path, default="data/flickr8k")
-    parser.add_argument("--work_dir", type=Path, default=Path(__file__).parent / "work")
+    parser.add_argument("--work_dir", type=Path, default=Path(__file__).parent / "scratch")
     args = parser.parse_args()
     work = args.work_dir.resolve()
     print("| step | data | time | for each | resident | anonymous |\n|---|---|---|---|---|---|")

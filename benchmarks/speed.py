@@ -114,7 +114,7 @@ def machine() -> str:
 def main() -> None:
     """Measure everything, print the table and the JSON line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--work_dir", type=Path, default=HERE / "work", help="for what is made")
+    parser.add_argument("--work_dir", type=Path, default=HERE / "scratch", help="for what is made")
     parser.add_argument("--torch_python", help="an interpreter that has PyTorch; without, no row")
     args = parser.parse_args()
     folder = args.work_dir.resolve()

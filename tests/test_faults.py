@@ -124,17 +124,8 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
 
 
 def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(small, tmp_path):
-    command = [
-        sys.executable,
-        "train.py",
-        "--data_dir",
-        small / "data",
-        "--epochs",
-        "1000",
-        "--patience",
-        "1000",
-    ]
-    command += ["--model_path", tmp_path / "m.h5"]
+    command = [sys.executable, "train.py", "--data_dir", small / "data"]
+    command += ["--epochs", "1000", "--patience", "1000", "--model_path", tmp_path / "m.h5"]
     process = subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

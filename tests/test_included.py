@@ -1,11 +1,15 @@
 """The captioner that is included: what a fresh clone says of the example photos."""
 
+import contextlib
+import io
+import shutil
 from pathlib import Path
 
 import pytest
 from conftest import ROOT, run_here
 
-from generate_caption import INCLUDED
+from captions import Vocabulary, read_captions, read_split_lists
+from generate_caption import INCLUDED, default_model
 from model import Captioner
 
 EXAMPLES = ROOT / "data" / "examples"
@@ -36,34 +40,28 @@ def test_every_example_has_its_rights_told():
     assert all(f"`{name}`" in card for name in names)
 
 
-def test_it_knows_nothing_of_the_test_split(flickr8k):
-    """Its vocabulary and its settings are those of the training split's captions."""
-    from captions import Vocabulary, read_captions, read_split_lists
+def test_it_is_small():
+    assert INCLUDED.stat().st_size < MEGABYTES * 1e6
 
+
+def test_its_words_are_those_of_the_training_split(flickr8k):
     captioner = Captioner.load(INCLUDED)
     captions, _ = read_captions(flickr8k / "captions.txt")
     training = [line for i in read_split_lists(flickr8k)["train"] for line in captions[i]]
     count = captioner.config.training["data"]["min_word_count"]
     assert captioner.vocabulary.words == Vocabulary.from_captions(training, count).words
-    assert INCLUDED.stat().st_size < MEGABYTES * 1e6
 
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_without_a_name_the_trained_model_is_taken_or_the_included_one(
     trained, demo, tmp_path, monkeypatch
 ):
-    import contextlib
-    import io
-    import shutil
-
-    import generate_caption
-
     if trained:
         (tmp_path / "models").mkdir()
         shutil.copy(demo / "models" / "caption_model.h5", tmp_path / "models")
     monkeypatch.chdir(tmp_path)
     with contextlib.redirect_stderr(io.StringIO()) as said:
-        found = generate_caption.default_model()
+        found = default_model()
     assert found == (Path("models/caption_model.h5") if trained else INCLUDED)
     assert str(found) in said.getvalue()
     assert ("included" in said.getvalue()) == (not trained)
