@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from captions import Vocabulary
 from cli import LENGTH_PENALTY
-from decoding import NEVER, beam_search, draw_captions
+from decoding import NEVER, beam_search
 from encoders import Encoder, image_to_pixels, load_image
 from files import InputError
 from model_file import open_model, read_arrays, read_description, write_model
@@ -38,9 +38,9 @@ class Captioner:
 
     # -- the .h5 file --------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
-        """Write one .h5, all that captioning needs but the encoder's weights."""
-        write_model(path, self.network, self.vocabulary.words, asdict(self.config))
+    def save(self, path: str | Path, half: bool = False) -> None:
+        """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
+        write_model(path, self.network, self.vocabulary.words, asdict(self.config), half)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
@@ -59,7 +59,7 @@ class Captioner:
             vocabulary = Vocabulary(words)
             if len(vocabulary) != config.vocabulary_size:
                 raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
-            if 4 * config.count_parameters() > Path(path).stat().st_size:  # before they are built
+            if 2 * config.count_parameters() > Path(path).stat().st_size:  # before they are built
                 raise InputError(f"too small for its {config.count_parameters()} parameters")
             network = build_captioner(config)
             read_arrays(file, network)
@@ -158,28 +158,6 @@ class Captioner:
             self.config.max_length,
             length_penalty,
         )
-
-    def sample(
-        self, features: np.ndarray, count: int, seed: np.ndarray, max_length: int
-    ) -> np.ndarray:
-        """Draw `count` captions of each image at random, each word with its probability.
-
-        Args:
-            features: (N, *config.features_shape).
-            count: captions per image.
-            seed: (2,) uint32; the same one draws the same captions.
-            max_length: words at most.
-
-        Returns:
-            Tokens (N * count, max_length) int32, END and PADDING behind the words.
-        """
-        seed = tf.constant(seed.view(np.int32))
-        return self._draw(np.asarray(features), count, seed, max_length).numpy()
-
-    @tf.function(reduce_retracing=True)
-    def _draw(self, features, count, seed, max_length):
-        state = first_state(self.network, features, count)
-        return draw_captions(self._step, state, _count(features) * count, max_length, seed)
 
     def _step(self, tokens, state):
         return next_word(self.network, tokens, state)

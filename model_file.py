@@ -20,10 +20,13 @@ from files import InputError, atomic_path, is_file, one_line
 FORMAT_VERSION = 3  # of the group below
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
 MAX_ATTRIBUTE = 2**16  # bytes, HDF5's own limit for those that lie with their group
+PRECISIONS = (np.float32, np.float16)  # in which a file may hold the weights
 GROUP = "captioner"  # our group in the .h5, beside Keras' own
 
 
-def write_model(path: str | Path, network: keras.Model, words: list[str], config: dict) -> None:
+def write_model(
+    path: str | Path, network: keras.Model, words: list[str], config: dict, half: bool = False
+) -> None:
     """Write one .h5: Keras' model and weights, and in a group of its own all the rest.
 
     Args:
@@ -31,6 +34,7 @@ def write_model(path: str | Path, network: keras.Model, words: list[str], config
         network: the caption network.
         words: the vocabulary, by id.
         config: the captioner's few numbers, as JSON takes them.
+        half: store the weights as float16.
 
     Raises:
         InputError: it cannot be written.
@@ -40,6 +44,8 @@ def write_model(path: str | Path, network: keras.Model, words: list[str], config
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(size))  # a full disk fails here; it would crash HDF5
         network.save(temporary, include_optimizer=False)
+        if half:
+            _store_halves(temporary)
         with h5py.File(temporary, "r+") as file:
             group = file.create_group(GROUP)
             group.attrs["format_version"] = FORMAT_VERSION
@@ -49,6 +55,25 @@ def write_model(path: str | Path, network: keras.Model, words: list[str], config
             group.create_dataset(
                 "vocabulary", data=encoded, dtype=h5py.string_dtype(length=max(map(len, encoded)))
             )
+
+
+def _store_halves(path: Path) -> None:
+    """Rewrite Keras' file with float16 arrays; HDF5 would keep the room of what is replaced."""
+    whole = path.with_name(f"{path.name}.whole")
+    path.rename(whole)
+    try:
+        with h5py.File(whole) as old, h5py.File(path, "w") as new:
+
+            def copy(place: str, item: h5py.HLObject) -> None:
+                if isinstance(item, h5py.Dataset):
+                    new.create_dataset(place, data=item[()].astype(np.float16))
+                else:
+                    new.require_group(place).attrs.update(item.attrs)
+
+            new.attrs.update(old.attrs)
+            old.visititems(copy)
+    finally:
+        whole.unlink()
 
 
 @contextmanager
@@ -103,7 +128,7 @@ def read_arrays(file: h5py.File, network: keras.Model) -> None:
     for layer in network.layers:
         for variable in layer.weights:
             dataset = _plain_dataset(file, f"model_weights/{layer.name}/{variable.path}")
-            if dataset.shape != tuple(variable.shape) or dataset.dtype != np.float32:
+            if dataset.shape != tuple(variable.shape) or dataset.dtype not in PRECISIONS:
                 found = f"{dataset.shape} {dataset.dtype}"
                 raise ValueError(f"{variable.path} is {found}, not {variable.shape} float32")
             variable.assign(dataset[:])

@@ -1,7 +1,7 @@
 """The caption networks: built for training on whole captions, run word by word when decoding."""
 
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 
 import keras
 import numpy as np
@@ -25,6 +25,7 @@ LIMITS = {
     "max_length": MAX_CAPTION_WORDS,
     "embedding_size": 2**14,
     "units": 2**14,
+    "members": 2**4,
 }
 
 
@@ -45,6 +46,7 @@ class CaptionerConfig:
     units: int = 256
     dropout: float = 0.5
     decoder: str = "merge"  # one of `DECODERS`
+    members: int = 1  # networks of these sizes, whose logits are averaged
     training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
 
     def __post_init__(self):
@@ -81,24 +83,45 @@ class CaptionerConfig:
         if self.decoder == "attention":
             cells = 2 * self.feature_size + (self.feature_size + 1) * self.units
             total += cells + 2 * (self.units + 1) * self.units  # and the keys, and the query
-        return total
+        return total * self.members
 
 
 def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None = None):
-    """The network of `config.decoder`.
-
-    "merge" (Tanti et al. 2017): image and words meet after the LSTM. "attention": the same, and
-    what the LSTM has read chooses, at each word, which of the grid's cells are added. In both the
-    LSTM sees words alone, so that whole captions pass at once.
+    """The network of `config`; of several members a network that holds theirs.
 
     Args:
         config: sizes and dropout.
-        log_frequencies: (vocabulary_size,) start of the output bias, so that the untrained network
-            already knows how common each word is; zeros when not given.
+        log_frequencies: (vocabulary_size,) start of a single network's output bias, so that,
+            untrained, it already knows how common each word is; zeros when not given.
 
     Returns:
         A Keras model from features (B, *config.features_shape) and tokens (B, T) int32 to logits
         (B, T, vocabulary_size) float32 of each next token.
+    """
+    if config.members == 1:
+        return _build_member(config, log_frequencies, "captioner")
+    alone = replace(config, members=1)
+    features = keras.Input(config.features_shape, name="features")
+    tokens = keras.Input((None,), dtype="int32", name="tokens")  # (B, T)
+    logits = [
+        _build_member(alone, None, f"member{number}")([features, tokens])
+        for number in range(1, config.members + 1)
+    ]  # (B, T, vocabulary_size) each
+    mean = layers.Average(name="mean")(logits)  # (B, T, vocabulary_size)
+    return keras.Model([features, tokens], mean, name="captioner")
+
+
+def members(network: keras.Model) -> list[keras.Model]:
+    """The networks that `network` holds, or itself."""
+    return [layer for layer in network.layers if isinstance(layer, keras.Model)] or [network]
+
+
+def _build_member(config: CaptionerConfig, log_frequencies: np.ndarray | None, name: str):
+    """One network of `config.decoder`.
+
+    "merge" (Tanti et al. 2017): image and words meet after the LSTM. "attention": the same, and
+    what the LSTM has read chooses, at each word, which of the grid's cells are added. In both the
+    LSTM sees words alone, so that whole captions pass at once.
     """
     units, vocabulary_size = config.units, config.vocabulary_size
     bias = "zeros" if log_frequencies is None else keras.initializers.Constant(log_frequencies)
@@ -121,7 +144,7 @@ def build_captioner(config: CaptionerConfig, log_frequencies: np.ndarray | None 
     merged = layers.Dense(units, activation="relu", name="merged")(merged)  # (B, T, units)
     merged = layers.Dropout(MERGED_DROPOUT * config.dropout, name="merged_dropout")(merged)
     logits = layers.Dense(vocabulary_size, bias_initializer=bias, name="logits")(merged)
-    return keras.Model([features, tokens], logits, name="captioner")  # (B, T, vocabulary_size)
+    return keras.Model([features, tokens], logits, name=name)  # (B, T, vocabulary_size)
 
 
 def _standard(vectors, name: str):
@@ -181,38 +204,57 @@ def standardize(network: keras.Model, features: np.ndarray, rows: list[int]) -> 
 # -- word by word ----------------------------------------------------------------------------------
 
 
-def first_state(network: keras.Model, features, copies: int) -> tuple:
+def first_state(network: keras.Model, features, copies: int, training: bool = False) -> tuple:
     """All that a step needs, before the first word.
 
     Args:
         network: from `build_captioner`.
         features: (B, *config.features_shape).
         copies: captions begun of each image.
+        training: with the features dropped that a step of training would drop.
 
     Returns:
-        The LSTM's hidden state and its carry, (B * copies, units) each; the image's part of the
-        sum, (B * copies, units); for attention also keys and cells (B * copies, cells, units).
+        Of each member: the LSTM's hidden state and its carry, (B * copies, units) each; the
+        image's part of the sum, (B * copies, units); for attention also keys and cells
+        (B * copies, cells, units).
     """
-    layer = network.get_layer
-    image = cells = tf.cast(features, tf.float32)
-    attention = image.shape.rank == 3
-    if attention:
-        image = layer("mean_cell")(cells)  # (B, feature_size)
-    image = layer("image_standard")(layer("image_norm")(image))  # (B, feature_size)
-    image = layer("image")(layer("image_scale")(image))  # (B, units)
+    if training:  # each copy is dropped for itself
+        features, copies = tf.repeat(features, copies, axis=0), 1
+    features = tf.cast(features, tf.float32)
+    states = [_first_state(member, features, training) for member in members(network)]
+    return tf.nest.map_structure(lambda part: tf.repeat(part, copies, axis=0), tuple(states))
+
+
+def _first_state(member: keras.Model, features, training: bool) -> tuple:
+    layer = member.get_layer
+    image = layer("mean_cell")(features) if features.shape.rank == 3 else features
+    image = layer("image")(_prepared(member, image, "image", training))  # (B, units)
     nothing = tf.zeros_like(image)
-    state = [nothing, nothing, image]
-    if attention:
-        cells = layer("cell_standard")(layer("cell_norm")(cells))  # (B, cells, feature_size)
-        cells = layer("cell_scale")(cells)
-        cells = layer("cells")(cells)  # (B, cells, units)
-        state += [layer("keys")(cells), cells]
-    return tuple(tf.repeat(part, copies, axis=0) for part in state)
+    if features.shape.rank < 3:
+        return nothing, nothing, image
+    cells = layer("cells")(_prepared(member, features, "cell", training))  # (B, cells, units)
+    return nothing, nothing, image, layer("keys")(cells), cells
+
+
+def _prepared(member: keras.Model, vectors, name: str, training: bool):
+    """`vectors` as the Dense layer behind `_standard` and the dropout meets them."""
+    for step in ("norm", "standard", "scale"):
+        vectors = member.get_layer(f"{name}_{step}")(vectors)
+    return member.get_layer(f"{name}_dropout")(vectors, training=training)
 
 
 def next_word(network: keras.Model, tokens, state: tuple) -> tuple:
     """One word on: tokens (W,) int32 and state -> log-probabilities (W, V) and the next state."""
-    layer = network.get_layer
+    steps = [
+        _next_word(member, tokens, own)
+        for member, own in zip(members(network), state, strict=True)
+    ]
+    logits, states = zip(*steps, strict=True)
+    return tf.nn.log_softmax(tf.reduce_mean(logits, axis=0)), states
+
+
+def _next_word(member: keras.Model, tokens, state: tuple) -> tuple:
+    layer = member.get_layer
     hidden, carry, image, *grid = state
     words = layer("embedding")(tokens)  # (W, embedding_size)
     _, (hidden, carry) = layer("lstm").cell(words, (hidden, carry))  # (W, units) each
@@ -223,4 +265,4 @@ def next_word(network: keras.Model, tokens, state: tuple) -> tuple:
         weights = layer("attention")(layer("scores")([query, keys]))  # (W, 1, cells)
         merged += layer("attended")([weights, cells])[:, 0]
     logits = layer("logits")(layer("merged")(merged))  # (W, V)
-    return tf.nn.log_softmax(logits), (hidden, carry, image, *grid)
+    return logits, (hidden, carry, image, *grid)

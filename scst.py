@@ -3,17 +3,25 @@
 Cross-entropy teaches the network to continue human captions; at work it has to continue its own.
 So it samples captions of the training photos, and each sample's probability is raised or lowered
 by as much as its CIDEr-D is above or below that of the other samples of the same photo.
+
+The trained network knows the training photos by heart, and what it says of them teaches little. So
+a part of their features is hidden from it, by the dropout of its training, while it samples and
+while it learns from that sample: the same part, for otherwise it would learn from another's words.
 """
 
+import dataclasses
 import math
 from collections import Counter
+from functools import cached_property
 
 import numpy as np
 import tensorflow as tf
 
 from batches import pipeline
 from captions import END, PADDING, START
+from decoding import draw_captions
 from model import Captioner
+from networks import build_captioner, first_state, next_word
 from scoring import CIDER_SIGMA, MAX_ORDER, ngrams
 from training import EpochLog
 
@@ -21,6 +29,22 @@ SAMPLES = 5  # captions drawn of each photo; each one's baseline is the mean of 
 MAX_WORDS = 16  # of a sample; 7 % of the training captions are longer, and all would pay for it
 WIDTH_STEP = 4  # tokens; samples are padded to a multiple, for XLA compiles every width anew
 END_WORD = "<end>"  # scored like a word: otherwise captions would stop in mid-sentence
+
+
+def policy(captioner: Captioner, training: dict) -> Captioner:
+    """A copy of a trained captioner, to be fine-tuned: of its dropout only the features' is left.
+
+    The vectors of words stay as they are, before the LSTM and before the softmax: a photo's samples
+    are too few to teach anything of a word, and would wear off the rare ones.
+    """
+    config = dataclasses.replace(captioner.config, training=training)
+    network = build_captioner(config)
+    network.set_weights(captioner.network.get_weights())
+    for name in ("word_dropout", "merged_dropout"):
+        network.get_layer(name).rate = 0.0
+    for name in ("embedding", "logits"):
+        network.get_layer(name).trainable = False
+    return Captioner(network, captioner.vocabulary, config)
 
 
 class CiderD:
@@ -92,7 +116,8 @@ class SampledBatches:
         """Weigh the references.
 
         Args:
-            captioner: draws the samples, with the weights that it has at that moment.
+            captioner: draws the samples, with the weights that it has at that moment; its network
+                is compiled for training before the first of them.
             features: (N, …) as the network takes them, may be memory-mapped.
             photos: row of `features` -> its human captions, tokenized: the training split.
             photos_per_batch: each gives `SAMPLES` captions.
@@ -118,7 +143,7 @@ class SampledBatches:
         for batch, photos in enumerate(order):
             features = self.features[self.rows[photos]]  # (P, …)
             seed = np.random.SeedSequence((self.seed, self.epoch, batch)).generate_state(2)
-            tokens = self.captioner.sample(features, SAMPLES, seed, MAX_WORDS)  # (P * S, T)
+            tokens = self._sample(features, seed)  # (P * S, MAX_WORDS)
             longest = int((tokens != PADDING).sum(axis=1).max())
             tokens = tokens[:, : -(-longest // WIDTH_STEP) * WIDTH_STEP]
             rewards = self._score(photos, tokens)  # (P, S)
@@ -133,6 +158,44 @@ class SampledBatches:
     def dataset(self) -> tf.data.Dataset:
         """The same as a tf.data pipeline; nothing ahead of time, for each step changes the next."""
         return pipeline(self, self.photos_per_batch * SAMPLES, self.features)
+
+    def _sample(self, features: np.ndarray, seed: np.ndarray) -> np.ndarray:
+        """Draw `SAMPLES` captions of each image at random, each word with its probability.
+
+        Args:
+            features: (P, …).
+            seed: (2,) uint32.
+
+        Returns:
+            Tokens (P * S, MAX_WORDS) int32, END and PADDING behind the words.
+        """
+        layers = self.captioner.network.layers
+        drawn = [layer.seed_generator.state for layer in layers if hasattr(layer, "seed_generator")]
+        before = [state.numpy() for state in drawn]
+        state = self._begin(features)
+        for variable, value in zip(drawn, before, strict=True):
+            variable.assign(value)  # the step that learns from this will draw the same again
+        return self._draw(state, tf.constant(seed.view(np.int32))).numpy()
+
+    @cached_property
+    def _begin(self):
+        """Features to the state before the first word, computed as in the training step."""
+        network = self.captioner.network
+        return tf.function(
+            lambda features: first_state(network, features, SAMPLES, training=True),
+            jit_compile=network.jit_compile,  # elsewhere its dropout would draw other numbers
+        )
+
+    @cached_property
+    def _draw(self):
+        network = self.captioner.network
+        width = self.photos_per_batch * SAMPLES
+        return tf.function(
+            lambda state, seed: draw_captions(
+                lambda tokens, state: next_word(network, tokens, state),
+                *(state, width, MAX_WORDS, seed),
+            )
+        )
 
     def _score(self, photos: np.ndarray, tokens: np.ndarray) -> np.ndarray:
         """CIDEr-D of every sample, (P, S)."""

@@ -1,7 +1,6 @@
 """Train the caption network on the two pickles of preprocess.py."""
 
 import argparse
-import dataclasses
 from pathlib import Path
 
 import cli
@@ -11,7 +10,7 @@ from pickles import load_captions, load_features
 # What the model's file says of its training, beside its sizes and its data.
 TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed")
 # Epochs, batch size, learning rate: of training, and of fine-tuning, whose gradients are noisy.
-DEFAULTS = {False: (20, 64, 1.5e-3), True: (6, 32, 2e-5)}
+DEFAULTS = {False: (20, 64, 1.5e-3), True: (6, 32, 6e-5)}
 
 DESCRIPTION = """\
 Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
@@ -62,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         "--learning_rate",
         type=cli.positive_float,
         help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine "
-        "(default: 1.5e-3; for fine-tuning 2e-5)",
+        "(default: 1.5e-3; for fine-tuning 6e-5)",
     )
     add(
         "--weight_decay",
@@ -181,20 +180,20 @@ def prepare_training(args, features: dict, text: dict, training: dict):
 
 
 def prepare_finetuning(args, features: dict, text: dict, training: dict):
-    """A trained captioner without dropout, which draws its own batches, and what writes it."""
+    """A trained captioner, which draws its own batches, and what writes it."""
     from batches import caption_rows
     from model import Captioner
-    from networks import build_captioner
-    from scst import CiderLog, SampledBatches
+    from scst import CiderLog, SampledBatches, policy
 
     start = Captioner.load(args.finetune_cider)
+    if start.config.members > 1:
+        raise InputError(
+            f"{args.finetune_cider} is an ensemble. Fine-tune its members, then put those together."
+        )
     matrix = features["features"]  # (N, …), memory-mapped
     start.check_features(matrix.shape[1:], features["encoder"], features["weights_hash"])
     training["start"] = start.config.training
-    config = dataclasses.replace(start.config, dropout=0.0, training=training)
-    network = build_captioner(config)
-    network.set_weights(start.network.get_weights())
-    captioner = Captioner(network, start.vocabulary, config)
+    captioner = policy(start, training)
     photos = {"train": {}, "dev": {}}  # split -> row -> captions
     for split, rows in photos.items():
         for row, caption in caption_rows(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from captions import tokenize
 from evaluate import score_rows
+from cli import LENGTH_PENALTY
 from files import InputError
 from scoring import Scorer, constant_caption
 
@@ -177,7 +178,7 @@ def test_evaluate_writes_comparable_results(demo, captioner, tmp_path):
     assert scores["model"]["CIDEr"] == pytest.approx(Cider().compute_score(truth, said)[0])
     assert scores["model"]["CIDEr"] > 2 * scores["shuffled"]["CIDEr"]
     assert scores["model"]["BLEU-4"] > scores["constant"]["BLEU-4"]
-    assert scores["protocol"]["decoding"] == {"beam_size": 3, "length_penalty": 0.5}
+    assert scores["protocol"]["decoding"] == {"beam_size": 3, "length_penalty": LENGTH_PENALTY}
     assert scores["protocol"]["images"] == 72
     assert len(scores["protocol"]["model_sha256"]) == 64
     for row in ("model", "constant", "shuffled", "human"):

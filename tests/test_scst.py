@@ -11,9 +11,9 @@ from test_model import CONFIG, WORDS, random_features
 from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
 from decoding import draw_captions
 from model import Captioner
-from networks import build_captioner, standardize
-from scst import MAX_WORDS, SAMPLES, WIDTH_STEP, CiderD, CiderLog, SampledBatches
-from training import fit
+from networks import DECODERS, build_captioner, next_word, standardize
+from scst import MAX_WORDS, SAMPLES, WIDTH_STEP, CiderD, CiderLog, SampledBatches, policy
+from training import compile_for_training, fit
 
 
 def random_captions(random, images: int, each: int) -> list[list[str]]:
@@ -81,12 +81,49 @@ def photos() -> tuple[np.ndarray, dict[int, list[str]]]:
     return random_features(10), captions
 
 
-def captioner_of(photos) -> Captioner:
+def captioner_of(photos, dropout=0.0, decoder="merge") -> Captioner:
     keras.utils.set_random_seed(0)
-    config = dataclasses.replace(CONFIG, dropout=0.0)
+    config = dataclasses.replace(CONFIG, dropout=dropout, decoder=decoder)
     network = build_captioner(config)
     standardize(network, photos[0], list(photos[1]))
+    compile_for_training(network, 1e-3)
     return Captioner(network, Vocabulary(WORDS), config)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_samples_and_step_miss_the_same_features(photos, decoder):
+    """What the sampler would say next, and what the training step thinks that it would."""
+    features = random_features(10, dataclasses.replace(CONFIG, decoder=decoder))
+    trained = captioner_of((features, photos[1]), dropout=0.5, decoder=decoder)
+    captioner = policy(trained, {"why": "a test"})
+    network = captioner.network
+    compile_for_training(network, 1e-3)
+    batches = SampledBatches(captioner, features, photos[1], photos_per_batch=2, seed=0)
+    begun = []
+    batches._begin = lambda features, begin=batches._begin: begun.append(begin(features)) or begun[0]
+    (repeated, inputs), targets, _ = next(iter(batches))
+    (state,) = begun  # that the samples were drawn from
+    step = tf.function(lambda *x: network(x, training=True), jit_compile=True)
+    expected = tf.nn.log_softmax(step(repeated, inputs))  # (W, T, V)
+    for position in range(targets.shape[1]):
+        log_probs, state = next_word(network, inputs[:, position], state)
+        np.testing.assert_allclose(log_probs, expected[:, position], atol=1e-4)
+    whole = tf.nn.log_softmax(network([repeated, inputs]))  # nothing hidden
+    assert np.abs(whole - expected).max() > 0.01
+
+
+def test_only_what_samples_can_teach_is_trained(photos):
+    captioner = policy(captioner_of(photos, dropout=0.5), {})
+    before = captioner.network.get_weights()
+    batches = SampledBatches(captioner, *photos, photos_per_batch=4, seed=0)
+    compile_for_training(captioner.network, 1e-3)
+    captioner.network.fit(batches.dataset(), verbose=0, shuffle=False)
+    kept = {
+        variable.path
+        for variable, old in zip(captioner.network.weights, before, strict=True)
+        if np.array_equal(variable.numpy(), old)
+    }
+    assert {path.split("/")[0] for path in kept} == {"embedding", "logits", "image_standard"}
 
 
 def test_samples_weigh_as_much_as_they_are_better_than_the_others(photos):

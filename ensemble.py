@@ -1,0 +1,84 @@
+"""Put several captioners into one file, which speak with one voice."""
+
+import argparse
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import cli
+from files import InputError
+
+DESCRIPTION = """\
+Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
+word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
+
+Reads   the .h5 files that are named.
+Writes  MODEL_PATH (.h5), for generate_caption.py and evaluate.py, as any other. Its weights are
+        stored as float16, for half the size.
+
+  python ensemble.py models/seed0.h5 models/seed1.h5 models/seed2.h5"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line's options."""
+    parser = cli.parser(DESCRIPTION)
+    parser.add_argument("members", type=Path, nargs="+", metavar="MODEL", help="what to put in")
+    parser.add_argument(
+        "--model_path", type=Path, default="models/ensemble.h5", help="what to write"
+    )
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Read the members, compare them, and write them as one."""
+    args = parse_arguments()
+    if args.model_path.suffix != ".h5":
+        raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    cli.load_tensorflow()
+    from model import Captioner
+
+    captioners = [Captioner.load(path) for path in args.members]
+    first = captioners[0]
+    for path, captioner in zip(args.members, captioners, strict=True):
+        check(path, captioner, first, args.members[0])
+    ensemble(captioners).save(args.model_path, half=True)
+    cli.say(
+        f"{len(captioners)} captioners in {args.model_path}, "
+        f"{args.model_path.stat().st_size / 1e6:.1f} MB"
+    )
+
+
+def check(path: Path, captioner, first, first_path: Path) -> None:
+    """Make sure that `captioner` can stand beside `first`.
+
+    Raises:
+        InputError: it is an ensemble itself, or of other sizes, words or features.
+    """
+    if captioner.config.members > 1:
+        raise InputError(f"{path} is an ensemble itself: name its members instead.")
+    own, other = (asdict(replace(c.config, training={})) for c in (captioner, first))
+    differing = [name for name in own if own[name] != other[name]]
+    if captioner.vocabulary.words != first.vocabulary.words:
+        differing.append("vocabulary")
+    if differing:
+        raise InputError(
+            f"{path} differs from {first_path} in {', '.join(differing)}: train both on the same "
+            f"data with the same options, but for --seed."
+        )
+
+
+def ensemble(captioners: list):
+    """One captioner that holds the networks of several, which `check` has found to be alike."""
+    from model import Captioner
+    from networks import build_captioner, members
+
+    first = captioners[0]
+    training = {"members": [captioner.config.training for captioner in captioners]}
+    config = replace(first.config, members=len(captioners), training=training)
+    network = build_captioner(config)
+    for member, captioner in zip(members(network), captioners, strict=True):
+        member.set_weights(captioner.network.get_weights())
+    return Captioner(network, first.vocabulary, config)
+
+
+if __name__ == "__main__":
+    cli.run(main)
