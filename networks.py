@@ -246,8 +246,7 @@ def _prepared(member: keras.Model, vectors, name: str, training: bool):
 def next_word(network: keras.Model, tokens, state: tuple) -> tuple:
     """One word on: tokens (W,) int32 and state -> log-probabilities (W, V) and the next state."""
     steps = [
-        _next_word(member, tokens, own)
-        for member, own in zip(members(network), state, strict=True)
+        _next_word(member, tokens, own) for member, own in zip(members(network), state, strict=True)
     ]
     logits, states = zip(*steps, strict=True)
     return tf.nn.log_softmax(tf.reduce_mean(logits, axis=0)), states

@@ -69,14 +69,14 @@ def test_logits_are_the_members_mean(decoder, tmp_path):
 def test_what_does_not_fit_together_is_named():
     first, other = members_of("merge", 2)
     check("b.h5", other, first, "a.h5")
-    with pytest.raises(InputError, match="b.h5 is an ensemble itself"):
+    with pytest.raises(InputError, match=r"b\.h5 is an ensemble itself"):
         check("b.h5", ensemble([first, other]), first, "a.h5")
     words = [*WORDS[:-1], "else"]
-    with pytest.raises(InputError, match="b.h5 differs from a.h5 in vocabulary: "):
+    with pytest.raises(InputError, match=r"b\.h5 differs from a\.h5 in vocabulary: "):
         check("b.h5", Captioner(other.network, Vocabulary(words), other.config), first, "a.h5")
     for name, value in (("units", 8), ("weights_hash", "other"), ("decoder", "attention")):
         config = dataclasses.replace(other.config, **{name: value})
-        with pytest.raises(InputError, match=f"b.h5 differs from a.h5 in {name}: "):
+        with pytest.raises(InputError, match=rf"b\.h5 differs from a\.h5 in {name}: "):
             check("b.h5", Captioner(other.network, other.vocabulary, config), first, "a.h5")
 
 

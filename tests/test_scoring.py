@@ -12,8 +12,8 @@ from conftest import run_here, run_script
 from PIL import Image
 
 from captions import tokenize
-from evaluate import score_rows
 from cli import LENGTH_PENALTY
+from evaluate import score_rows
 from files import InputError
 from scoring import Scorer, constant_caption
 

@@ -100,7 +100,9 @@ def test_samples_and_step_miss_the_same_features(photos, decoder):
     compile_for_training(network, 1e-3)
     batches = SampledBatches(captioner, features, photos[1], photos_per_batch=2, seed=0)
     begun = []
-    batches._begin = lambda features, begin=batches._begin: begun.append(begin(features)) or begun[0]
+    batches._begin = lambda features, begin=batches._begin: (
+        begun.append(begin(features)) or begun[0]
+    )
     (repeated, inputs), targets, _ = next(iter(batches))
     (state,) = begun  # that the samples were drawn from
     step = tf.function(lambda *x: network(x, training=True), jit_compile=True)
