@@ -21,6 +21,7 @@ from files import InputError, is_file, one_line
 
 IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
 GRID_CELLS = 49  # of both encoders' last maps, 7 × 7, row by row
+KINDS = ("pooled", "layers", "grid")  # of features
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 LITE0_WEIGHTS = Path(__file__).parent / "models" / "efficientnet_lite0.h5"
 VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
@@ -122,9 +123,12 @@ class Encoder:
 
     Attributes:
         name: "vgg16" or "efficientnet_lite0".
-        kind: "pooled", a vector for each image, or "grid", one for each of 7 × 7 cells.
-        features_shape: of one image: (4096,), fc2's output, or (1280,), the averaged grid; as a
-            grid (49, 512), block5's output, or (49, 1280).
+        kind: "pooled", a vector for each image, the network's own; "layers", a longer one that
+            earlier layers, which know more of colours and textures, add their average maps to,
+            of the image enlarged to `image_size`; "grid", a vector for each of 7 × 7 cells.
+        image_size: pixels, the side of what the network sees.
+        features_shape: of one image: (4096,), fc2's output, or (1280,), the averaged grid; of
+            layers (5376,) or (1904,); as a grid (49, 512), block5's output, or (49, 1280).
         dtype: np.float32; of grids np.float16, for they are forty times as large.
         weights: where its weights came from, as given.
         weights_hash: SHA-256 of the weights in use, whatever file they came from.
@@ -136,7 +140,7 @@ class Encoder:
         Args:
             name: a key of `ENCODERS`.
             weights: "imagenet", a weights file, or "random" (for tests).
-            kind: "pooled" or "grid".
+            kind: one of `KINDS`.
 
         Raises:
             InputError: unknown encoder, or weights that cannot be had or do not fit.
@@ -160,14 +164,18 @@ class Encoder:
             digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
         self.dtype = np.dtype(np.float32)
-        if kind == "grid":
+        self.image_size = IMAGE_SIZE
+        if kind == "layers":
+            network = keras.Model(network.input, _layers_vector(network, spec.layers))
+            self.image_size = spec.enlarged
+        elif kind == "grid":
             cells = network.get_layer(spec.grid_layer).output  # (B, 7, 7, channels)
             cells = keras.layers.Reshape((GRID_CELLS, cells.shape[-1]))(cells)
             network = keras.Model(network.input, cells)
             self.dtype = np.dtype(np.float16)
         self.network = network
         self.features_shape = tuple(network.output_shape[1:])
-        spec_input = tf.TensorSpec((None, IMAGE_SIZE, IMAGE_SIZE, 3), tf.uint8)
+        spec_input = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
         self._run_compiled = tf.function(self._run, input_signature=[spec_input])
 
@@ -177,6 +185,8 @@ class Encoder:
         A lone image runs op by op: tracing the network takes longer than running it once.
         """
         run = self._run if len(images) == 1 else self._run_compiled
+        if self.image_size != IMAGE_SIZE:
+            images = np.stack([_enlarge(pixels, self.image_size) for pixels in images])
         return run(images).numpy().astype(self.dtype, copy=False)
 
 
@@ -187,7 +197,32 @@ class EncoderSpec:
     build: Callable
     scale: Callable
     feature_size: int  # floats an image, pooled
+    layers: tuple[str, ...]  # that make the vector of kind "layers"
+    enlarged: int  # pixels, the side of the image that those see
     grid_layer: str  # whose output is 7 × 7
+
+
+def _enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
+    """(224, 224, 3) uint8 -> (size, size, 3).
+
+    It shows no more, but the CNN has learnt from crops, in which things are larger than in whole
+    photos, and knows them better at that size (Touvron et al. 2019).
+    """
+    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(image)
+
+
+def _layers_vector(network, names: tuple[str, ...]):
+    """The outputs of some layers, averaged over the image, each of length 1, side by side."""
+    from keras import layers
+
+    vectors = []
+    for name in names:
+        output = network.get_layer(name).output  # (B, height, width, channels) or (B, channels)
+        if len(output.shape) == 4:
+            output = layers.GlobalAveragePooling2D()(output)
+        vectors.append(layers.UnitNormalization()(output))  # (B, channels)
+    return layers.Concatenate()(vectors)
 
 
 def build_vgg16(weights: str):
@@ -252,7 +287,7 @@ def build_lite0(weights: str):
         keras.utils.set_random_seed(0)
     conv = dict(padding="same", kernel_initializer="he_normal", activation="relu6")
     depthwise = dict(padding="same", depthwise_initializer="he_normal", activation="relu6")
-    pixels = keras.Input((IMAGE_SIZE, IMAGE_SIZE, 3))  # (B, 224, 224, 3)
+    pixels = keras.Input((None, None, 3))  # (B, 224, 224, 3), or larger
     x = layers.Conv2D(32, 3, strides=2, name="stem", **conv)(pixels)  # (B, 112, 112, 32)
     for stage, (blocks, kernel, stride, expansion, channels) in enumerate(LITE0_STAGES, 1):
         for block in range(1, blocks + 1):
@@ -291,6 +326,16 @@ def _existing_file(weights: str) -> str:
 
 
 ENCODERS = {
-    "vgg16": EncoderSpec(build_vgg16, scale_vgg16, 4096, "block5_pool"),
-    "efficientnet_lite0": EncoderSpec(build_lite0, scale_lite0, 1280, "grid"),
+    "vgg16": EncoderSpec(
+        *(build_vgg16, scale_vgg16, 4096),
+        layers=("fc2", "block5_pool", "block4_pool", "block3_pool"),
+        enlarged=IMAGE_SIZE,  # fc1 takes no other
+        grid_layer="block5_pool",
+    ),
+    "efficientnet_lite0": EncoderSpec(
+        *(build_lite0, scale_lite0, 1280),
+        layers=("features", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
+        enlarged=384,
+        grid_layer="grid",
+    ),
 }

@@ -62,9 +62,7 @@ def main() -> None:
     from training import loss_per_token
 
     captioner = Captioner.load(args.model_path)
-    captioner.check_features(
-        features["features"].shape[1:], features["encoder"], features["weights_hash"]
-    )
+    captioner.check_features(features)
     pairs = caption_rows(args.split, text["captions"], text["splits"], features["image_ids"])
     rows = list(dict.fromkeys(row for row, _ in pairs))  # one per image, in the split's order
     matrix = features["features"][rows]  # (N, …)

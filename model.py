@@ -14,7 +14,7 @@ from decoding import NEVER, beam_search
 from encoders import Encoder, image_to_pixels, load_image
 from files import InputError
 from model_file import open_model, read_arrays, read_description, write_model
-from networks import DECODERS, CaptionerConfig, build_captioner, first_state, next_word
+from networks import CaptionerConfig, build_captioner, first_state, next_word
 
 # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -67,24 +67,26 @@ class Captioner:
         captioner.encoder_weights = weights
         return captioner
 
-    def check_features(self, shape: tuple[int, ...], encoder: str, weights_hash: str) -> None:
-        """Make sure that features are of the kind the captioner was trained on.
+    def check_features(self, features: dict) -> None:
+        """Make sure that features.pkl's are of the kind the captioner was trained on.
 
         Raises:
-            InputError: they come from another encoder, or from other weights of it, or are a grid
-                where the captioner takes one vector an image, or the other way round.
+            InputError: they come from another encoder, or other weights of it, or are of another
+                kind or size.
         """
-        if shape != self.config.features_shape:
+        config, shape = self.config, features["features"].shape[1:]
+        if (features["kind"], shape) != (config.features, config.features_shape):
             raise InputError(
-                f"the features have the shape {shape} for each image, but the captioner takes "
-                f"{self.config.features_shape}. Run preprocess.py with the --features and the "
-                f"--encoder that it was trained on."
+                f"the features are {features['kind']} {shape} for each image, but the captioner "
+                f"takes {config.features} {config.features_shape}. Run preprocess.py with "
+                f"--encoder {config.encoder} --features {config.features}."
             )
-        if (encoder, weights_hash) != (self.config.encoder, self.config.weights_hash):
+        encoder, weights_hash = features["encoder"], features["weights_hash"]
+        if (encoder, weights_hash) != (config.encoder, config.weights_hash):
             raise InputError(
                 f"the features are of {encoder} ({weights_hash[:8]}), but the captioner was "
-                f"trained on {self.config.encoder} ({self.config.weights_hash[:8]}). Run "
-                f"preprocess.py with that encoder and those weights."
+                f"trained on {config.encoder} ({config.weights_hash[:8]}). Run preprocess.py with "
+                f"that encoder and those weights."
             )
 
     # -- captions ------------------------------------------------------------------------------
@@ -97,8 +99,7 @@ class Captioner:
             InputError: its weights cannot be had, or are not those used in training.
         """
         if self._encoder is None:
-            kind = DECODERS[self.config.decoder]
-            encoder = Encoder(self.config.encoder, self.encoder_weights, kind)
+            encoder = Encoder(self.config.encoder, self.encoder_weights, self.config.features)
             if encoder.weights_hash != self.config.weights_hash:
                 raise InputError(
                     f"the {encoder.name} weights ({self.encoder_weights}) are not those the "

@@ -12,7 +12,8 @@ from captions import MAX_CAPTION_WORDS
 from encoders import ENCODERS, GRID_CELLS
 from files import InputError
 
-DECODERS = {"merge": "pooled", "attention": "grid"}  # and the kind of features each one takes
+# And the kinds of features that each one takes.
+DECODERS = {"merge": ("pooled", "layers"), "attention": ("grid",)}
 # Typical length of an image's vector before its Dense layer. With 1 Adam takes long to let the
 # image in, and captions stay general (benchmarks/quality.md).
 IMAGE_SCALE = 8.0
@@ -25,6 +26,7 @@ LIMITS = {
     "max_length": MAX_CAPTION_WORDS,
     "embedding_size": 2**14,
     "units": 2**14,
+    "merge_units": 2**14,
     "members": 2**4,
 }
 
@@ -42,10 +44,12 @@ class CaptionerConfig:
     max_length: int  # words in the longest training caption: decoding stops there
     encoder: str  # which CNN made the features
     weights_hash: str  # of that CNN, as `Encoder.weights_hash`
+    features: str = "pooled"  # the features' kind, as `Encoder.kind`
     embedding_size: int = 256
-    units: int = 256
+    units: int = 256  # of the LSTM
+    merge_units: int = 256  # of the layers where image and words meet
     dropout: float = 0.5
-    decoder: str = "merge"  # one of `DECODERS`
+    decoder: str = "merge"  # one of `DECODERS`, which takes such features
     members: int = 1  # networks of these sizes, whose logits are averaged
     training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
 
@@ -61,7 +65,8 @@ class CaptionerConfig:
                 raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
-        for name, known in (("encoder", ENCODERS), ("decoder", DECODERS)):
+        takes = DECODERS.get(self.decoder, ())
+        for name, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("features", takes)):
             if getattr(self, name) not in known:
                 raise InputError(
                     f"its {name} is {getattr(self, name)!r:.50}, not one of {', '.join(known)}"
@@ -70,19 +75,20 @@ class CaptionerConfig:
     @property
     def features_shape(self) -> tuple[int, ...]:
         """Of one image's features: (feature_size,), or (cells, feature_size) for attention."""
-        grid = DECODERS[self.decoder] == "grid"
-        return (GRID_CELLS, self.feature_size) if grid else (self.feature_size,)
+        grid = (GRID_CELLS,) if self.features == "grid" else ()
+        return (*grid, self.feature_size)
 
     def count_parameters(self) -> int:
         """The network's parameters, counted without building it."""
-        image = 2 * self.feature_size + (self.feature_size + 1) * self.units
+        width = self.merge_units
+        image = 2 * self.feature_size + (self.feature_size + 1) * width
         lstm = 4 * self.units * (self.embedding_size + self.units + 1)
-        merged = (self.units + 1) * self.units
-        logits = (self.units + 1) * self.vocabulary_size
-        total = image + self.vocabulary_size * self.embedding_size + lstm + merged + logits
+        words = (self.units + 1) * width if self.units != width else 0
+        merged = (width + 1) * width
+        logits = (width + 1) * self.vocabulary_size
+        total = image + self.vocabulary_size * self.embedding_size + lstm + words + merged + logits
         if self.decoder == "attention":
-            cells = 2 * self.feature_size + (self.feature_size + 1) * self.units
-            total += cells + 2 * (self.units + 1) * self.units  # and the keys, and the query
+            total += image + 2 * (width + 1) * width  # the cells, the keys and the query
         return total * self.members
 
 
@@ -123,7 +129,7 @@ def _build_member(config: CaptionerConfig, log_frequencies: np.ndarray | None, n
     what the LSTM has read chooses, at each word, which of the grid's cells are added. In both the
     LSTM sees words alone, so that whole captions pass at once.
     """
-    units, vocabulary_size = config.units, config.vocabulary_size
+    width, vocabulary_size = config.merge_units, config.vocabulary_size
     bias = "zeros" if log_frequencies is None else keras.initializers.Constant(log_frequencies)
     features = keras.Input(config.features_shape, name="features")  # (B, [cells,] feature_size)
     tokens = keras.Input((None,), dtype="int32", name="tokens")  # (B, T)
@@ -132,16 +138,18 @@ def _build_member(config: CaptionerConfig, log_frequencies: np.ndarray | None, n
         image = layers.GlobalAveragePooling1D(name="mean_cell")(features)  # (B, feature_size)
     image = _standard(image, "image")
     image = layers.Dropout(config.dropout, name="image_dropout")(image)
-    image = layers.Dense(units, activation="relu", name="image")(image)  # (B, units)
-    image = layers.Reshape((1, units), name="image_step")(image)  # (B, 1, units)
+    image = layers.Dense(width, activation="relu", name="image")(image)  # (B, merge_units)
+    image = layers.Reshape((1, width), name="image_step")(image)  # (B, 1, merge_units)
     words = layers.Embedding(vocabulary_size, config.embedding_size, name="embedding")(tokens)
     words = layers.Dropout(config.dropout, name="word_dropout")(words)  # (B, T, embedding_size)
-    words = layers.LSTM(units, return_sequences=True, name="lstm")(words)  # (B, T, units)
+    words = layers.LSTM(config.units, return_sequences=True, name="lstm")(words)  # (B, T, units)
+    if config.units != width:
+        words = layers.Dense(width, name="words")(words)  # (B, T, merge_units)
     meeting = [image, words]
     if config.decoder == "attention":
-        meeting.append(_attend(config, features, words))  # (B, T, units)
-    merged = layers.Add(name="merge")(meeting)  # (B, T, units)
-    merged = layers.Dense(units, activation="relu", name="merged")(merged)  # (B, T, units)
+        meeting.append(_attend(config, features, words))  # (B, T, merge_units)
+    merged = layers.Add(name="merge")(meeting)  # (B, T, merge_units)
+    merged = layers.Dense(width, activation="relu", name="merged")(merged)  # (B, T, merge_units)
     merged = layers.Dropout(MERGED_DROPOUT * config.dropout, name="merged_dropout")(merged)
     logits = layers.Dense(vocabulary_size, bias_initializer=bias, name="logits")(merged)
     return keras.Model([features, tokens], logits, name=name)  # (B, T, vocabulary_size)
@@ -161,19 +169,20 @@ def _standard(vectors, name: str):
 
 
 def _attend(config: CaptionerConfig, cells, words):
-    """The cells that `words` (B, T, units) ask for, out of (B, cells, feature_size): (B, T, units).
+    """The cells (B, cells, feature_size) that `words` (B, T, merge_units) ask for, summed.
 
     One set of weights over the cells for each word (Xu et al. 2015, by dot products).
     """
+    width = config.merge_units
     cells = _standard(cells, "cell")
     # The same floats of all cells are dropped: otherwise the neighbours would give them away.
     cells = layers.Dropout(config.dropout, (None, 1, None), name="cell_dropout")(cells)
-    cells = layers.Dense(config.units, activation="relu", name="cells")(cells)  # (B, cells, units)
-    keys = layers.Dense(config.units, name="keys")(cells)  # (B, cells, units)
-    query = layers.Dense(config.units, name="query")(words)  # (B, T, units)
+    cells = layers.Dense(width, activation="relu", name="cells")(cells)  # (B, cells, merge_units)
+    keys = layers.Dense(width, name="keys")(cells)  # (B, cells, merge_units)
+    query = layers.Dense(width, name="query")(words)  # (B, T, merge_units)
     scores = layers.Dot(axes=2, name="scores")([query, keys])  # (B, T, cells)
     weights = layers.Softmax(name="attention")(scores)
-    return layers.Dot(axes=(2, 1), name="attended")([weights, cells])  # (B, T, units)
+    return layers.Dot(axes=(2, 1), name="attended")([weights, cells])  # (B, T, merge_units)
 
 
 def standardize(network: keras.Model, features: np.ndarray, rows: list[int]) -> None:
@@ -215,8 +224,8 @@ def first_state(network: keras.Model, features, copies: int, training: bool = Fa
 
     Returns:
         Of each member: the LSTM's hidden state and its carry, (B * copies, units) each; the
-        image's part of the sum, (B * copies, units); for attention also keys and cells
-        (B * copies, cells, units).
+        image's part of the sum, (B * copies, merge_units); for attention also keys and cells
+        (B * copies, cells, merge_units).
     """
     if training:  # each copy is dropped for itself
         features, copies = tf.repeat(features, copies, axis=0), 1
@@ -228,11 +237,11 @@ def first_state(network: keras.Model, features, copies: int, training: bool = Fa
 def _first_state(member: keras.Model, features, training: bool) -> tuple:
     layer = member.get_layer
     image = layer("mean_cell")(features) if features.shape.rank == 3 else features
-    image = layer("image")(_prepared(member, image, "image", training))  # (B, units)
-    nothing = tf.zeros_like(image)
+    image = layer("image")(_prepared(member, image, "image", training))  # (B, merge_units)
+    nothing = tf.zeros((tf.shape(image)[0], layer("lstm").units))
     if features.shape.rank < 3:
         return nothing, nothing, image
-    cells = layer("cells")(_prepared(member, features, "cell", training))  # (B, cells, units)
+    cells = layer("cells")(_prepared(member, features, "cell", training))  # (B, cells, width)
     return nothing, nothing, image, layer("keys")(cells), cells
 
 
@@ -257,10 +266,13 @@ def _next_word(member: keras.Model, tokens, state: tuple) -> tuple:
     hidden, carry, image, *grid = state
     words = layer("embedding")(tokens)  # (W, embedding_size)
     _, (hidden, carry) = layer("lstm").cell(words, (hidden, carry))  # (W, units) each
-    merged = image + hidden  # (W, units)
+    read = hidden
+    if hidden.shape[-1] != image.shape[-1]:
+        read = layer("words")(hidden)  # (W, merge_units)
+    merged = image + read  # (W, merge_units)
     if grid:
-        keys, cells = grid  # (W, cells, units) each
-        query = layer("query")(hidden)[:, None]  # (W, 1, units)
+        keys, cells = grid  # (W, cells, merge_units) each
+        query = layer("query")(read)[:, None]  # (W, 1, merge_units)
         weights = layer("attention")(layer("scores")([query, keys]))  # (W, 1, cells)
         merged += layer("attended")([weights, cells])[:, 0]
     logits = layer("logits")(layer("merged")(merged))  # (W, V)

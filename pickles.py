@@ -37,6 +37,7 @@ def _are_features(value) -> bool:
 FEATURES = {
     "features": _are_features,
     "image_ids": _are_texts,
+    "kind": _is_text,
     "encoder": _is_text,
     "weights_hash": _is_text,
     "fingerprint": _is_text,

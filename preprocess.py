@@ -19,7 +19,7 @@ from captions import (
     read_captions,
     read_split_lists,
 )
-from encoders import ENCODERS, list_images
+from encoders import ENCODERS, KINDS, list_images
 from files import InputError, is_file, one_line
 from pickles import load_features, save_pickle
 
@@ -53,10 +53,11 @@ def parse_arguments() -> argparse.Namespace:
     add("--encoder", choices=ENCODERS, default="vgg16", help="the frozen CNN")
     add(
         "--features",
-        choices=("pooled", "grid"),
+        choices=KINDS,
         default="pooled",
-        help="one vector an image, or one for each of 7 × 7 cells, for train.py --decoder "
-        "attention: forty times as large, 900 MB for Flickr8k",
+        help="pooled: one vector an image; layers: with what earlier layers of the CNN see, which "
+        "makes better captions; grid: one for each of 7 × 7 cells, for train.py --decoder "
+        "attention, forty times as large: 900 MB for Flickr8k",
     )
     add(
         "--weights",
@@ -271,6 +272,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     content = {
         "features": features,
         "image_ids": [i for i in image_ids if i not in unreadable],
+        "kind": encoder.kind,
         "encoder": encoder.name,
         "weights_hash": encoder.weights_hash,
         "fingerprint": fingerprint,

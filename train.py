@@ -76,7 +76,12 @@ def parse_arguments() -> argparse.Namespace:
         help="merge: one vector an image; attention: each word looks at some of its 7 × 7 cells",
     )
     add("--embedding_size", type=number, default=256, help="floats per word")
-    add("--units", type=number, default=256, help="width of the LSTM and of the merged layers")
+    add("--units", type=number, default=256, help="width of the LSTM")
+    add(
+        "--merge_units",
+        type=number,
+        help="width of the layers where image and words meet (default: as --units)",
+    )
     add(
         "--dropout",
         type=cli.fraction,
@@ -91,6 +96,13 @@ def parse_arguments() -> argparse.Namespace:
         help="stop after so many epochs without a better dev loss: overfitting does not mend",
     )
     add(
+        "--keep",
+        choices=("best", "last"),
+        default="best",
+        help="the epoch that MODEL_PATH ends with: the best by dev loss, or, without regard to "
+        "--patience, the last, whose captions can be better though its loss is not",
+    )
+    add(
         "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
     )
     add("--resume", action="store_true", help="go on after the last finished epoch")
@@ -99,6 +111,7 @@ def parse_arguments() -> argparse.Namespace:
     args.epochs = args.epochs or epochs
     args.batch_size = args.batch_size or batch_size
     args.learning_rate = args.learning_rate or learning_rate
+    args.patience = args.patience if args.keep == "best" else None
     return args
 
 
@@ -142,11 +155,11 @@ def prepare_training(args, features: dict, text: dict, training: dict):
 
     vocabulary = Vocabulary(text["vocabulary"])
     matrix = features["features"]  # (N, …), memory-mapped
-    wanted = DECODERS[args.decoder]
-    if (matrix.ndim == 3) != (wanted == "grid"):
+    taken = DECODERS[args.decoder]
+    if features["kind"] not in taken:
         raise InputError(
             f"--decoder {args.decoder} needs other features: run preprocess.py with --features "
-            f"{wanted}."
+            f"{' or '.join(taken)}."
         )
     train_captions, dev_captions = (
         caption_rows(split, text["captions"], text["splits"], features["image_ids"])
@@ -162,9 +175,11 @@ def prepare_training(args, features: dict, text: dict, training: dict):
         max_length=text["max_length"],
         encoder=features["encoder"],
         weights_hash=features["weights_hash"],
+        features=features["kind"],
         decoder=args.decoder,
         embedding_size=args.embedding_size,
         units=args.units,
+        merge_units=args.merge_units or args.units,
         dropout=args.dropout,
         training=training,
     )
@@ -191,7 +206,7 @@ def prepare_finetuning(args, features: dict, text: dict, training: dict):
             f"{args.finetune_cider} is an ensemble. Fine-tune its members, then put those together."
         )
     matrix = features["features"]  # (N, …), memory-mapped
-    start.check_features(matrix.shape[1:], features["encoder"], features["weights_hash"])
+    start.check_features(features)
     training["start"] = start.config.training
     captioner = policy(start, training)
     photos = {"train": {}, "dev": {}}  # split -> row -> captions

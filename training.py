@@ -80,8 +80,8 @@ def fit(
 class EpochLog(keras.callbacks.Callback):
     """Seeds every epoch, shows its progress, and writes after it all that must not be lost.
 
-    The best epoch is kept in `model_path`; beside it go the history, under the same name with
-    .csv, its curves (.png), and what resuming needs (.checkpoint.npz).
+    The best epoch, or the last, is kept in `model_path`; beside it go the history, under the same
+    name with .csv, its curves (.png), and what resuming needs (.checkpoint.npz).
 
     Attributes:
         rows: the history, a dict for each finished epoch. The best epoch, and whether to stop,
@@ -96,7 +96,7 @@ class EpochLog(keras.callbacks.Callback):
         train: CaptionBatches,
         model_path: Path,
         epochs: int,
-        patience: int,
+        patience: int | None,
         resume: bool = False,
     ):
         """Take what is trained.
@@ -106,7 +106,8 @@ class EpochLog(keras.callbacks.Callback):
             train: training batches.
             model_path: the .h5 to write.
             epochs: at most so many.
-            patience: epochs without a better dev measure after which training stops.
+            patience: epochs without a better dev measure after which training stops; None does
+                all epochs, and keeps the last instead of the best.
             resume: go on after the last finished epoch of a run that was stopped.
         """
         super().__init__()
@@ -136,9 +137,9 @@ class EpochLog(keras.callbacks.Callback):
         cli.say(f"epochs finished: {len(self.rows)}; {left}.")
 
     def best(self) -> dict:
-        """The row of the epoch that is kept: by the dev measure, without one the last."""
+        """The row of the epoch that is kept: by the dev measure, or the last."""
         dev = f"dev_{self.measure}"
-        if self.rows[-1][dev] is None:
+        if self.patience is None or self.rows[-1][dev] is None:
             return self.rows[-1]
         return min(self.rows, key=lambda row: self.badness(row[dev]))
 
@@ -155,7 +156,7 @@ class EpochLog(keras.callbacks.Callback):
         if not self.rows:
             return False
         waited = len(self.rows) - self.best()["epoch"]
-        return len(self.rows) >= self.epochs or waited >= self.patience
+        return len(self.rows) >= self.epochs or waited >= (self.patience or self.epochs)
 
     def on_epoch_begin(self, epoch, logs=None):
         """Draw the order and the dropout from (seed, epoch), so that any epoch can be repeated."""

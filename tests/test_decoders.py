@@ -10,6 +10,7 @@ from conftest import run_here
 from PIL import Image
 
 from encoders import GRID_CELLS, Encoder, load_image
+from model import Captioner
 from networks import LEAST_VARIANCE, build_captioner, standardize
 
 
@@ -48,10 +49,10 @@ def test_cells_go_row_by_row(small):
 def test_features_are_seen_in_standard_deviations(grid):
     from dataclasses import replace
 
-    from test_model import CONFIG
+    from test_model import CONFIGS
 
     features = joblib.load(grid / "features.pkl", mmap_mode="r")["features"]
-    network = build_captioner(replace(CONFIG, feature_size=1280, decoder="attention"))
+    network = build_captioner(replace(CONFIGS["attention"], feature_size=1280))
     standardize(network, features, list(range(50)))
     units = features[:50].astype(float).reshape(-1, 1280)
     units /= np.linalg.norm(units, axis=1, keepdims=True)
@@ -85,11 +86,39 @@ def test_attention_from_training_to_a_caption(small, grid, tmp_path):
     refused = run_here("train.py", "--data_dir", small / "data", *arguments, code=1)
     assert "--features grid" in refused.stderr
     refused = run_here("train.py", "--data_dir", grid, "--model_path", model_path, code=1)
-    assert "--features pooled" in refused.stderr
+    assert "--features pooled or layers" in refused.stderr
     refused = run_here(
         "evaluate.py", "--model_path", model_path, "--data_dir", small / "data", code=1
     )
     assert "(49, 1280)" in refused.stderr
+
+
+def test_layers_from_photos_to_a_caption(small, tmp_path):
+    """Each layer's average, of length 1, and the same path from a photo."""
+    lite0 = ("--encoder", "efficientnet_lite0", "--features", "layers")
+    data = ("--output_dir", tmp_path)
+    run_here("preprocess.py", "--dataset_dir", small / "dataset", *data, *lite0)
+    features = joblib.load(tmp_path / "features.pkl", mmap_mode="r")["features"]
+    assert features.shape == (60, 1280 + 320 + 192 + 112)
+    vectors = joblib.load(small / "data" / "features.pkl")["features"]
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    np.testing.assert_allclose(features[:, :1280], vectors, rtol=1e-4, atol=1e-5)
+    for part in np.split(features, [1280, 1600, 1792], axis=1):
+        np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1, atol=1e-5)
+        assert part.std(axis=0).mean() > 0.001  # it tells photos apart
+
+    model_path = tmp_path / "m.h5"
+    sizes = ("--units", 16, "--merge_units", 24, "--embedding_size", 16)
+    arguments = ("--data_dir", tmp_path, "--model_path", model_path, "--epochs", 2)
+    run_here("train.py", *arguments, *sizes)
+    captioner = Captioner.load(model_path)
+    photo = small / "dataset" / "Images" / "scene_0000.jpg"
+    done = run_here("generate_caption.py", "--image_path", photo, "--model_path", model_path)
+    assert done.stdout == f"{photo}\t{captioner.caption_features(features[:1])[0]}\n"
+    refused = run_here(
+        "evaluate.py", "--model_path", model_path, "--data_dir", small / "data", code=1
+    )
+    assert "--features layers" in refused.stderr
 
 
 def test_fine_tuning_goes_on_where_it_was_stopped(small, tmp_path):

@@ -7,20 +7,19 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import run_here
-from test_model import CONFIG, WORDS, random_features
+from test_model import CONFIG, EACH, WORDS, random_features
 
 from captions import Vocabulary
 from ensemble import check, ensemble
 from files import InputError
 from model import Captioner
-from networks import DECODERS, build_captioner, first_state, next_word, standardize
+from networks import build_captioner, first_state, next_word, standardize
 
 MEMBERS = 3
 
 
-def members_of(decoder: str, count=MEMBERS) -> list[Captioner]:
+def members_of(config, count=MEMBERS) -> list[Captioner]:
     """Captioners of other seeds, and of training photos with other moments."""
-    config = dataclasses.replace(CONFIG, decoder=decoder)
     captioners = []
     for seed in range(count):
         keras.utils.set_random_seed(seed)
@@ -31,10 +30,10 @@ def members_of(decoder: str, count=MEMBERS) -> list[Captioner]:
     return captioners
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_logits_are_the_members_mean(decoder, tmp_path):
+@EACH
+def test_logits_are_the_members_mean(config, tmp_path):
     """Whole captions, word by word, and from the file, with our loader and with Keras'."""
-    captioners = members_of(decoder)
+    captioners = members_of(config)
     whole = ensemble(captioners)
     features = random_features(6, whole.config)
     tokens = np.random.default_rng(0).integers(4, len(WORDS), (6, 5)).astype(np.int32)
@@ -67,14 +66,14 @@ def test_logits_are_the_members_mean(decoder, tmp_path):
 
 
 def test_what_does_not_fit_together_is_named():
-    first, other = members_of("merge", 2)
+    first, other = members_of(CONFIG, 2)
     check("b.h5", other, first, "a.h5")
     with pytest.raises(InputError, match=r"b\.h5 is an ensemble itself"):
         check("b.h5", ensemble([first, other]), first, "a.h5")
     words = [*WORDS[:-1], "else"]
     with pytest.raises(InputError, match=r"b\.h5 differs from a\.h5 in vocabulary: "):
         check("b.h5", Captioner(other.network, Vocabulary(words), other.config), first, "a.h5")
-    for name, value in (("units", 8), ("weights_hash", "other"), ("decoder", "attention")):
+    for name, value in (("units", 8), ("weights_hash", "other"), ("features", "layers")):
         config = dataclasses.replace(other.config, **{name: value})
         with pytest.raises(InputError, match=rf"b\.h5 differs from a\.h5 in {name}: "):
             check("b.h5", Captioner(other.network, other.vocabulary, config), first, "a.h5")

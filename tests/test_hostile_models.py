@@ -13,10 +13,11 @@ from conftest import PeakMemory, run_script
 from captions import SPECIAL_TOKENS, Vocabulary
 from files import InputError
 from model import Captioner
-from networks import DECODERS, LIMITS, CaptionerConfig, build_captioner
+from networks import LIMITS, CaptionerConfig, build_captioner
 
 WORDS = [*SPECIAL_TOKENS, *(f"word{i}" for i in range(40))]
-CONFIG = CaptionerConfig(1280, len(WORDS), 9, "efficientnet_lite0", "0" * 64, 8, 8)
+SIZES = {"embedding_size": 8, "units": 8, "merge_units": 8}
+CONFIG = CaptionerConfig(1280, len(WORDS), 9, "efficientnet_lite0", "0" * 64, **SIZES)
 SECONDS, MEGABYTES = 10, 1000  # all that a refusal may take
 
 
@@ -213,8 +214,10 @@ def test_the_command_refuses_them_too(model):
 
 
 def test_parameters_are_counted_without_building():
-    for decoder in DECODERS:
+    from test_model import CONFIGS
+
+    for config in CONFIGS.values():
         sizes = {"units": 7, "embedding_size": 5, "feature_size": 11}
-        config = dataclasses.replace(CONFIG, decoder=decoder, **sizes)
+        config = dataclasses.replace(config, **sizes)
         assert config.count_parameters() == build_captioner(config).count_params()
     assert all(limit > 0 for limit in LIMITS.values())

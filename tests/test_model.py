@@ -16,8 +16,8 @@ from batches import CaptionBatches, choose_widths
 from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
 from files import InputError
 from model import Captioner
-from networks import DECODERS, CaptionerConfig, build_captioner, standardize
-from training import compile_for_training
+from networks import CaptionerConfig, build_captioner, standardize
+from training import EpochLog, compile_for_training
 
 WORDS = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(40))]
 CONFIG = CaptionerConfig(
@@ -28,9 +28,14 @@ CONFIG = CaptionerConfig(
     weights_hash="-",
     embedding_size=16,
     units=16,
+    merge_units=16,
 )
-CONFIGS = [dataclasses.replace(CONFIG, decoder=decoder) for decoder in DECODERS]
-BOTH = pytest.mark.parametrize("config", CONFIGS, ids=DECODERS)
+CONFIGS = {
+    "merge": CONFIG,
+    "wide merge": dataclasses.replace(CONFIG, merge_units=24, features="layers"),
+    "attention": dataclasses.replace(CONFIG, decoder="attention", features="grid"),
+}
+EACH = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 
 def random_features(count: int, config=CONFIG, seed=0) -> np.ndarray:
@@ -59,6 +64,22 @@ def token_losses(network, features, ids) -> np.ndarray:
     logits -= logits.max(-1, keepdims=True)
     log_probs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
     return -np.take_along_axis(log_probs, ids[:, 1:, None].astype(int), -1)[..., 0]
+
+
+@pytest.mark.parametrize(
+    ("patience", "kept", "finished"), [(2, 2, True), (3, 2, False), (None, 4, False)]
+)
+def test_the_epoch_that_is_kept_and_when_to_stop(patience, kept, finished, tmp_path):
+    """The best one and its patience; with neither, the last, and on to the end."""
+    log = EpochLog(None, None, tmp_path / "m.h5", 6, patience)
+    losses = [3.0, 2.8, 2.9, 2.9]
+    log.rows = [
+        {"epoch": epoch, "train_loss": 1.0, "dev_loss": loss}
+        for epoch, loss in enumerate(losses, 1)
+    ]
+    assert (log.best()["epoch"], log.finished()) == (kept, finished)
+    log.epochs = 4
+    assert log.finished()
 
 
 def test_parameter_counts():
@@ -94,7 +115,7 @@ def test_first_loss_is_the_unigram_entropy():
     assert entropy < np.log(len(WORDS)) - 0.3  # log V would fail
 
 
-@BOTH
+@EACH
 def test_whole_captions_equal_prefixes(config):
     """One pass over whole captions: loss and gradients of all prefixes, each a sample."""
     keras.utils.set_random_seed(1)
@@ -130,7 +151,7 @@ def test_whole_captions_equal_prefixes(config):
         np.testing.assert_allclose(gradient, expected / count, rtol=1e-3, atol=1e-6)
 
 
-@BOTH
+@EACH
 def test_overfits_one_batch(config):
     """Eight captions of eight different images can be learnt by heart."""
     keras.utils.set_random_seed(2)
@@ -252,7 +273,7 @@ def test_large_products_give_the_layer_s_own_numbers(monkeypatch):
         np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-6)
 
 
-@BOTH
+@EACH
 def test_greedy_equals_an_argmax_loop_over_the_full_forward_pass(config, monkeypatch):
     """The stepwise decoder, batched, against the plain definition, one image at a time."""
     monkeypatch.setattr(model, "DECODING_BATCH", 16)  # three batches, the last one smaller
@@ -285,7 +306,7 @@ def test_greedy_equals_an_argmax_loop_over_the_full_forward_pass(config, monkeyp
     assert len(lengths) > 1  # and others end by themselves
 
 
-@BOTH
+@EACH
 def test_save_and_load(config, tmp_path):
     keras.utils.set_random_seed(7)
     words = [*SPECIAL_TOKENS, "dog", "'s", "größe", "كلب"]

@@ -6,12 +6,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from test_model import CONFIG, WORDS, random_features
+from test_model import CONFIG, EACH, WORDS, random_features
 
 from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
 from decoding import draw_captions
 from model import Captioner
-from networks import DECODERS, build_captioner, next_word, standardize
+from networks import build_captioner, next_word, standardize
 from scst import MAX_WORDS, SAMPLES, WIDTH_STEP, CiderD, CiderLog, SampledBatches, policy
 from training import compile_for_training, fit
 
@@ -81,20 +81,20 @@ def photos() -> tuple[np.ndarray, dict[int, list[str]]]:
     return random_features(10), captions
 
 
-def captioner_of(photos, dropout=0.0, decoder="merge") -> Captioner:
+def captioner_of(photos, dropout=0.0, config=CONFIG) -> Captioner:
     keras.utils.set_random_seed(0)
-    config = dataclasses.replace(CONFIG, dropout=dropout, decoder=decoder)
+    config = dataclasses.replace(config, dropout=dropout)
     network = build_captioner(config)
     standardize(network, photos[0], list(photos[1]))
     compile_for_training(network, 1e-3)
     return Captioner(network, Vocabulary(WORDS), config)
 
 
-@pytest.mark.parametrize("decoder", DECODERS)
-def test_samples_and_step_miss_the_same_features(photos, decoder):
+@EACH
+def test_samples_and_step_miss_the_same_features(photos, config):
     """What the sampler would say next, and what the training step thinks that it would."""
-    features = random_features(10, dataclasses.replace(CONFIG, decoder=decoder))
-    trained = captioner_of((features, photos[1]), dropout=0.5, decoder=decoder)
+    features = random_features(10, config)
+    trained = captioner_of((features, photos[1]), dropout=0.5, config=config)
     captioner = policy(trained, {"why": "a test"})
     network = captioner.network
     compile_for_training(network, 1e-3)
