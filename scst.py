@@ -17,6 +17,7 @@ from functools import cached_property
 import numpy as np
 import tensorflow as tf
 
+import cli
 from batches import pipeline
 from captions import END, PADDING, START
 from decoding import draw_captions
@@ -217,6 +218,9 @@ class CiderLog(EpochLog):
         super().__init__(*log, **options)
         self.dev_features = features[list(photos)]  # (N, …)
         self.scorer = CiderD([[caption.split() for caption in lines] for lines in photos.values()])
+        self.before = self.dev_cider()  # of the model that fine-tuning starts from
+        if self.before is not None:
+            cli.say(f"before fine-tuning: dev cider {self.before:.4f}")
 
     def badness(self, value: float) -> float:
         """The most is best."""
@@ -224,6 +228,18 @@ class CiderLog(EpochLog):
 
     def measured(self, logs: dict) -> tuple[float, float | None]:
         """The mean of the epoch's samples, and of the dev images' greedy captions."""
+        return float(np.mean(self.train.rewards)), self.dev_cider()
+
+    def dev_cider(self) -> float | None:
+        """The mean of the dev images' greedy captions; None without any."""
+        if not len(self.dev_features):
+            return None
         captions = self.captioner.caption_features(self.dev_features)
         scores = [self.scorer.score(i, caption.split()) for i, caption in enumerate(captions)]
-        return float(np.mean(self.train.rewards)), float(np.mean(scores)) if scores else None
+        return float(np.mean(scores))
+
+    def close(self) -> None:
+        """As the log of any training, and say so when it was in vain."""
+        super().close()
+        if self.rows and self.before is not None and self.best()["dev_cider"] < self.before:
+            cli.say("no epoch is better than what it started from: lower --learning_rate.")

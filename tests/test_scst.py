@@ -172,7 +172,7 @@ def test_an_epoch_draws_what_seed_and_epoch_say(photos):
     assert drawn[0].shape != later.shape or (drawn[0] != later).any()
 
 
-def test_fine_tuning_raises_cider_and_keeps_the_best_epoch(photos, tmp_path):
+def test_fine_tuning_raises_cider_and_keeps_the_best_epoch(photos, tmp_path, capsys):
     captioner = captioner_of(photos)
     batches = SampledBatches(captioner, *photos, photos_per_batch=4, seed=0)
     path = tmp_path / "m.h5"
@@ -187,3 +187,11 @@ def test_fine_tuning_raises_cider_and_keeps_the_best_epoch(photos, tmp_path):
     assert np.mean(scores) == pytest.approx(log.best()["dev_cider"])
     assert kept.config.training["kept"]["epoch"] == log.best()["epoch"]
     assert SPECIAL_TOKENS[UNKNOWN] not in " ".join(captions)
+    assert "no epoch is better" not in capsys.readouterr().err
+
+    batches = SampledBatches(kept, *photos, photos_per_batch=4, seed=0)
+    log = CiderLog(kept, batches, tmp_path / "n.h5", 1, 1, features=photos[0], photos=photos[1])
+    assert log.before == pytest.approx(np.mean(scores))
+    fit(log, None, learning_rate=10.0, weight_decay=0.0)  # too large a step
+    assert log.best()["dev_cider"] < log.before / 2
+    assert "no epoch is better" in capsys.readouterr().err
