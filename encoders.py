@@ -186,7 +186,7 @@ class Encoder:
         """
         run = self._run if len(images) == 1 else self._run_compiled
         if self.image_size != IMAGE_SIZE:
-            images = np.stack([_enlarge(pixels, self.image_size) for pixels in images])
+            images = np.stack([enlarge(pixels, self.image_size) for pixels in images])
         return run(images).numpy().astype(self.dtype, copy=False)
 
 
@@ -202,7 +202,7 @@ class EncoderSpec:
     grid_layer: str  # whose output is 7 × 7
 
 
-def _enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
+def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     """(224, 224, 3) uint8 -> (size, size, 3).
 
     It shows no more, but the CNN has learnt from crops, in which things are larger than in whole

@@ -102,7 +102,7 @@ def test_lite0_names_what_is_in_a_photo():
     assert (features @ kernel + classifier["bias"]).argmax(axis=1).tolist() == [442, 985]
     # A lone image runs op by op, a batch compiled: the same network.
     np.testing.assert_allclose(encoder.encode(pixels[:1]), features[:1], rtol=1e-3, atol=1e-4)
-    assert encoder.network.get_layer("grid").output.shape == (None, 7, 7, 1280)
+    assert encoder.network.get_layer("grid").output.shape[-1] == 1280
     assert encoder.weights_hash == Encoder("efficientnet_lite0").weights_hash
     assert encoder.weights_hash != Encoder("efficientnet_lite0", "random").weights_hash
 

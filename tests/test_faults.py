@@ -114,7 +114,7 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     assert "epochs finished: 1; nothing is left to do." in again.stderr
     assert "epoch 1/1" not in again.stdout
     assert "kept epoch 1" in again.stdout
-    other = run_here(*command, "--units", 16, "--resume", code=1)
+    other = run_here(*command, "--units", 16, "--merge_units", 8, "--resume", code=1)
     assert "other units. Give the same options" in other.stderr
     longer = run_here(*command, "--epochs", 2, "--resume", code=1)
     assert "other epochs. Give the same options" in longer.stderr

@@ -85,7 +85,12 @@ def test_the_epoch_that_is_kept_and_when_to_stop(patience, kept, finished, tmp_p
 def test_parameter_counts():
     """Every layer of the network at its default sizes on VGG16 features."""
     config = dataclasses.replace(
-        CONFIG, feature_size=4096, vocabulary_size=3490, embedding_size=256, units=256
+        CONFIG,
+        feature_size=4096,
+        vocabulary_size=3490,
+        embedding_size=256,
+        units=256,
+        merge_units=256,
     )
     network = build_captioner(config)
     counts = {layer.name: layer.count_params() for layer in network.layers if layer.weights}
