@@ -10,7 +10,7 @@ from pickles import load_captions, load_features
 # What the model's file says of its training, beside its sizes and its data.
 TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed")
 # Epochs, batch size, learning rate: of training, and of fine-tuning, whose gradients are noisy.
-DEFAULTS = {False: (20, 64, 1.5e-3), True: (6, 32, 6e-5)}
+DEFAULTS = {False: (20, 64, 1.5e-3), True: (6, 32, 4e-5)}
 
 DESCRIPTION = """\
 Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
@@ -61,7 +61,7 @@ def parse_arguments() -> argparse.Namespace:
         "--learning_rate",
         type=cli.positive_float,
         help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine "
-        "(default: 1.5e-3; for fine-tuning 6e-5)",
+        "(default: 1.5e-3; for fine-tuning 4e-5)",
     )
     add(
         "--weight_decay",
