@@ -119,23 +119,22 @@ def test_a_data_set_without_a_test_split(changed):
 
 
 @pytest.fixture
-def drawn(small, tmp_path, monkeypatch):
-    """Describes the sample set; gives the photos and captions that were drawn, and the rest."""
+def examples(small, tmp_path, monkeypatch):
+    """The photos and captions that are given to be drawn, for a seed."""
+    given = []
+    monkeypatch.setattr(figures, "draw_description", lambda *arguments: given.append(arguments))
 
-    def run(*arguments, images=small / "dataset/Images"):
-        given = []
-        draw = figures.draw_description
-        monkeypatch.setattr(figures, "draw_description", lambda *a: (given.append(a), draw(*a)))
-        done = describe(small / "data", tmp_path / "d.png", *arguments, images=images)
-        monkeypatch.undo()
-        return given[0][3], done
+    def run(seed: int) -> list:
+        images = small / "dataset/Images"
+        describe(small / "data", tmp_path / "d.png", "--seed", seed, images=images)
+        return given[-1][3]
 
     return run
 
 
-def test_the_seed_chooses_the_examples(small, drawn):
+def test_the_seed_chooses_the_examples(small, examples):
     text = joblib.load(small / "data" / "captions.pkl")
-    first, again, other = (drawn("--seed", seed)[0] for seed in (1, 1, 2))
+    first, again, other = map(examples, (1, 1, 2))
     assert first == again != other
     assert len({path for path, _ in first}) == 4
     for path, lines in first:
@@ -143,25 +142,27 @@ def test_the_seed_chooses_the_examples(small, drawn):
         assert [line.removeprefix("– ") for line in lines] == text["captions"][path.name]
 
 
-def test_the_picture_shows_the_examples_and_without_photos_only_charts(
-    small, described, drawn, tmp_path
-):
+def test_the_picture_shows_the_examples(described, examples):
     with Image.open(described[0]) as picture:
-        height, shown = picture.height, picture.convert("RGB").getcolors(1 << 24)
-    examples, _ = drawn()
-    colours = [max(colours_of(path), key=colours_of(path).get) for path, _ in examples]
-    assert set(colours) <= {colour for _, colour in shown}
-    none, done = drawn(images=tmp_path / "none")
-    assert none == []
+        shown = colours_of(picture)
+    for path, _ in examples(seed=0):
+        with Image.open(path) as photo:
+            background = colours_of(photo).most_common(1)[0][0]
+        assert shown[background] > 1000  # pixels
+
+
+def test_without_photos_the_picture_shows_charts_alone(small, described, tmp_path):
+    done = describe(small / "data", tmp_path / "d.png", images=tmp_path / "none")
     assert "no examples: " in done.stderr
     assert "--images_dir" in done.stderr
-    with Image.open(tmp_path / "d.png") as picture:
-        assert picture.height < height / 1.5
+    assert done.stdout.splitlines()[:-1] == described[1].splitlines()[:-1]
+    with Image.open(tmp_path / "d.png") as picture, Image.open(described[0]) as whole:
+        assert picture.height < whole.height / 1.5
+        assert max(colours_of(picture).values()) > picture.width * picture.height / 2  # white
 
 
-def colours_of(path) -> dict:
-    with Image.open(path) as image:
-        return {colour: count for count, colour in image.convert("RGB").getcolors(1 << 24)}
+def colours_of(picture: Image.Image) -> Counter:
+    return Counter({c: n for n, c in picture.convert("RGB").getcolors(1 << 24)})
 
 
 def test_faults_are_told(small, tmp_path):
