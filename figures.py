@@ -1,15 +1,18 @@
 """Every picture that the scripts draw, by matplotlib's object interface: no display needed."""
 
 import textwrap
+from collections import Counter
 from pathlib import Path
 
+import numpy as np
 from matplotlib.figure import Figure
 
 from encoders import load_image
-from files import InputError, atomic_path
+from files import InputError, atomic_path, one_line
 
 MAX_IMAGES = 24  # in one picture; more would be too small to look at
 COLUMNS = 4
+WIDTH = 2.9  # inches of one image
 WRAP = 32  # characters of a caption per line, at the size of these pictures
 
 
@@ -26,16 +29,29 @@ def draw_captions(items: list[tuple[Path, list[str]]], target: str | Path) -> No
     items = items[:MAX_IMAGES]
     columns = min(COLUMNS, len(items))
     rows = -(-len(items) // columns)
-    texts = ["\n".join(textwrap.fill(line, WRAP) for line in lines) for _, lines in items]
-    height = 2.6 + 0.18 * max(text.count("\n") + 1 for text in texts)  # inches
-    figure = Figure(figsize=(2.9 * columns, height * rows), layout="constrained")
+    figure = Figure(figsize=(WIDTH * columns, _height(items) * rows), layout="constrained")
+    _draw_grid(figure, items, rows, columns)
+    _save(figure, target)
+
+
+def _text(lines: list[str]) -> str:
+    return "\n".join(textwrap.fill(line, WRAP) for line in lines)
+
+
+def _height(items: list[tuple[Path, list[str]]]) -> float:
+    """Inches that a row of images takes with the lines below them."""
+    return 2.6 + 0.18 * max(_text(lines).count("\n") + 1 for _, lines in items)
+
+
+def _draw_grid(figure, items: list[tuple[Path, list[str]]], rows: int, columns: int) -> None:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set(xticks=[], yticks=[], frame_on=False)
-    for axes, (path, _), text in zip(grid, items, texts, strict=False):
+    for axes, (path, lines) in zip(grid, items, strict=False):
         axes.imshow(load_image(path))
-        axes.set_xlabel(_plain(text), fontsize="medium")  # the layout makes room for a label
-    _save(figure, target)
+        axes.set_xlabel(
+            _plain(_text(lines)), fontsize="medium"
+        )  # the layout makes room for a label
 
 
 UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
@@ -62,6 +78,57 @@ def draw_curves(rows: list[dict], measure: str, best: dict, target: Path) -> Non
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     axes.grid(alpha=0.3)
+    _save(figure, target)
+
+
+BARS = 15  # words named in a description
+HEIGHT = 3.4  # inches of its charts
+
+
+def draw_description(
+    lengths: dict[str, list[int]],
+    words: Counter,
+    vocabulary_size: int,
+    examples: list[tuple[Path, list[str]]],
+    target: Path,
+) -> None:
+    """Draw caption lengths, word frequencies and some images of a data set into a picture.
+
+    Args:
+        lengths: words of every caption, for each split.
+        words: how often each word occurs in the training captions.
+        vocabulary_size: how many of them, the most frequent, are in the vocabulary.
+        examples: image files, each with its captions, at most `COLUMNS`; may be empty.
+        target: the picture to write; its suffix chooses the format.
+
+    Raises:
+        InputError: an image cannot be read, or the picture cannot be written.
+    """
+    below = _height(examples) if examples else 0
+    figure = Figure(figsize=(WIDTH * COLUMNS, HEIGHT + below), layout="constrained")
+    charts = figure
+    if examples:
+        charts, photos = figure.subfigures(2, 1, height_ratios=[HEIGHT, below])
+        _draw_grid(photos, examples, 1, COLUMNS)
+    left, middle, right = charts.subplots(1, 3)
+
+    for split, each in lengths.items():
+        if each:
+            share = np.bincount(each) / len(each)  # (longest + 1,)
+            left.plot(share, ".-", label=f"{split}: {len(each):,} captions")
+    left.set(xlabel="words", ylabel="share of the captions", title="Caption lengths")
+    left.legend()
+
+    counts = sorted(words.values(), reverse=True)
+    middle.loglog(range(1, len(counts) + 1), counts)
+    middle.axvline(vocabulary_size, color="grey", linestyle="--")
+    middle.set(xlabel="rank of a word", ylabel="times in training captions")
+    middle.set_title(f"{vocabulary_size:,} of {len(counts):,} words in the vocabulary")
+
+    most = words.most_common(BARS)
+    right.barh([_plain(one_line(word, 20)) for word, _ in most], [count for _, count in most])
+    right.invert_yaxis()
+    right.set(xlabel="times in training captions", title="Most frequent words")
     _save(figure, target)
 
 

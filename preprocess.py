@@ -179,8 +179,8 @@ def find_dataset(args) -> tuple[Path, Path]:
     given = (args.images_dir, args.captions_file)
     if not args.dataset_dir.is_dir() and not all(given):
         raise InputError(
-            f"{args.dataset_dir}: no such folder. Put Flickr8k there (README.md, Data "
-            f"Preparation), or name yours with --dataset_dir. Without any: make demo"
+            f"{args.dataset_dir}: no such folder. Fetch Flickr8k: python data/download.py; or name "
+            f"yours with --dataset_dir (README.md, Data Preparation). Without any: make demo"
         )
     folders = (
         [args.images_dir] if args.images_dir else [args.dataset_dir / n for n in IMAGE_FOLDERS]

@@ -1,0 +1,121 @@
+"""Print and draw what preprocess.py has made: splits, caption lengths, words, some photos."""
+
+import random
+import sys
+from collections import Counter
+from pathlib import Path
+from statistics import mean, median
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import cli
+from captions import SPECIAL_TOKENS, SPLITS
+from encoders import try_load_image
+from files import one_line
+from pickles import load_captions, load_features
+
+EXAMPLES = 4  # photos drawn, as many as stand side by side
+MOST_FREQUENT = 15  # words printed
+
+DESCRIPTION = """\
+Look at a data set before training on it: splits, caption lengths, word frequencies, examples.
+
+Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, and four photos from IMAGES_DIR.
+Prints  images, captions and lengths per split; what the training captions say of the vocabulary.
+Writes  the same as a picture, with four training photos and their captions.
+
+  python data/describe.py
+  python data/describe.py --data_dir demo/data --images_dir demo/dataset/Images
+
+Lengths are in words, as preprocess.py splits captions. Words are counted in the training split
+alone: dev and test must not tell which words are learnt."""
+
+
+def main() -> None:
+    """Count, print, draw."""
+    parser = cli.parser(DESCRIPTION)
+    add = parser.add_argument
+    add("--data_dir", type=Path, default="data", help="where the two pickles are")
+    add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the examples")
+    add("--save_figure", type=Path, default="data/description.png", help="the picture to write")
+    add("--seed", type=cli.seed, default=0, help="of which photos are examples")
+    args = parser.parse_args()
+    features, text = load_features(args.data_dir), load_captions(args.data_dir)
+    captions = {s: [c for i in text["splits"][s] for c in text["captions"][i]] for s in SPLITS}
+    lengths = {s: [len(caption.split()) for caption in captions[s]] for s in SPLITS}
+    words = Counter(word for caption in captions["train"] for word in caption.split())
+    vocabulary = text["vocabulary"][len(SPECIAL_TOKENS) :]
+
+    print_splits(text["splits"], lengths)
+    print_features(features)
+    print_words(words, vocabulary, text["settings"]["min_word_count"])
+    examples = choose_examples(text, args.images_dir, args.seed)
+    from figures import draw_description
+
+    draw_description(lengths, words, len(vocabulary), examples, args.save_figure)
+    print(f"picture: {args.save_figure}")
+
+
+def print_splits(splits: dict[str, list[str]], lengths: dict[str, list[int]]) -> None:
+    """A row for each split: images, captions, and words per caption."""
+    columns = ("images", "captions", "words", "shortest", "median", "mean", "longest")
+    print(f"{'split':<8}" + "".join(f"{column:>10}" for column in columns))
+    for split in SPLITS:
+        each = lengths[split]
+        cells = [f"{number:,}" for number in (len(splits[split]), len(each), sum(each))]
+        if each:
+            cells += [f"{min(each)}", f"{median(each):g}", f"{mean(each):.2f}", f"{max(each)}"]
+        print(f"{split:<8}" + "".join(f"{cell:>10}" for cell in cells))
+
+
+def print_features(features: dict) -> None:
+    """How many images have features, and of which encoder and shape."""
+    array = features["features"]
+    shape = " × ".join(map(str, array.shape[1:]))
+    print(
+        f"\nfeatures: {len(array):,} images, {shape} {array.dtype} each, of {features['encoder']}; "
+        f"{len(features['unreadable']):,} images could not be read"
+    )
+
+
+def print_words(words: Counter, vocabulary: list[str], min_word_count: int) -> None:
+    """What words the training captions have, and what share of them the vocabulary covers."""
+    total, different = words.total(), len(words)
+    once = sum(count == 1 for count in words.values())
+    covered = sum(words[word] for word in vocabulary)
+    seen = "once or more" if min_word_count == 1 else f"{min_word_count} times or more"
+    rows = [
+        ("words in the training captions", total, ""),
+        ("  of the vocabulary", covered, f"{covered / total:.2%}"),
+        ("different words", different, ""),
+        ("  seen once", once, f"{once / different:.2%}"),
+        (
+            f"  in the vocabulary, seen {seen}",
+            len(vocabulary),
+            f"{len(vocabulary) / different:.2%}",
+        ),
+    ]
+    print()
+    for name, number, share in rows:
+        print(f"{name:<48}{number:>10,}{share:>10}".rstrip())
+    print(f"\n{'most frequent':<24}{'times':>10}{'share':>10}")
+    for word, count in words.most_common(MOST_FREQUENT):
+        print(f"{one_line(word, 20):<24}{count:>10,}{count / total:>10.2%}")
+    print()
+
+
+def choose_examples(text: dict, images_dir: Path, seed: int) -> list[tuple[Path, list[str]]]:
+    """Some training photos with their captions; none, and a word why, if one cannot be read."""
+    train = text["splits"]["train"]
+    chosen = random.Random(seed).sample(train, min(EXAMPLES, len(train)))
+    examples = [(images_dir / i, [f"– {line}" for line in text["captions"][i]]) for i in chosen]
+    for path, _ in examples:
+        problem = try_load_image(path)[1]
+        if problem:
+            cli.say(f"no examples: {problem}. Name the photos' folder with --images_dir.")
+            return []
+    return examples
+
+
+if __name__ == "__main__":
+    cli.run(main)
