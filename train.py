@@ -1,6 +1,7 @@
 """Train the caption network on the two pickles of preprocess.py."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 import cli
@@ -106,6 +107,13 @@ def parse_arguments() -> argparse.Namespace:
         "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
     )
     add("--resume", action="store_true", help="go on after the last finished epoch")
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="also write the losses of every epoch there, for: tensorboard --logdir DIR (which "
+        "needs: pip install tensorboard)",
+    )
     args = parser.parse_args()
     epochs, batch_size, learning_rate = DEFAULTS[args.finetune_cider is not None]
     args.epochs = args.epochs or epochs
@@ -120,13 +128,17 @@ def main() -> None:
     args = parse_arguments()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    if args.tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
+        args.tensorboard.mkdir(parents=True, exist_ok=True)
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
 
     cli.share_one_heap()
     cli.load_tensorflow()
     import keras
 
-    from training import fit
+    from training import dev_examples, fit
 
     keras.utils.set_random_seed(args.seed)
     training = {name: getattr(args, name) for name in TRAINING_OPTIONS}
@@ -142,7 +154,8 @@ def main() -> None:
     )
     if not text["splits"]["dev"]:
         cli.say("no dev captions: training without validation; the last epoch is kept.")
-    fit(log, dev, args.learning_rate, args.weight_decay)
+    log.shown = dev_examples(features, text)
+    fit(log, dev, args.learning_rate, args.weight_decay, args.tensorboard)
 
 
 def prepare_training(args, features: dict, text: dict, training: dict):
