@@ -1,6 +1,7 @@
 """Reading and writing files so that nothing is half written and every fault names its fix."""
 
 import contextlib
+import functools
 import glob
 import os
 import tempfile
@@ -44,10 +45,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         # The suffix stays last: Keras and matplotlib choose the format by it.
         prefix, suffix = f".{path.stem}-", f".partial{path.suffix}"
-        for left in path.parent.glob(f"{glob.escape(prefix)}*{glob.escape(suffix)}"):
-            with contextlib.suppress(FileNotFoundError):  # another process was faster
-                if time.time() - left.stat().st_mtime > ABANDONED:
-                    left.unlink()
+        _sweep(path.parent, suffix, time.time() // ABANDONED)
         handle, name = tempfile.mkstemp(suffix=suffix, prefix=prefix, dir=path.parent)
         os.close(handle)
         temporary = Path(name)
@@ -64,6 +62,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=16)  # once an hour: who writes many files would search for each
+def _sweep(folder: Path, suffix: str, hour: float) -> None:
+    """Remove what killed runs left in `folder`."""
+    for left in folder.glob(f".*-????????{glob.escape(suffix)}"):
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            if time.time() - left.stat().st_mtime > ABANDONED:
+                left.unlink()
 
 
 def _umask() -> int:

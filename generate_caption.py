@@ -1,10 +1,6 @@
 """Caption photos with a trained model."""
 
 import argparse
-import csv
-import json
-import os
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,18 +10,21 @@ import numpy as np
 import cli
 from encoders import list_images, try_load_image
 from files import InputError
+from outputs import FORMATS, Lines, Sidecars
 
 TRAINED = Path("models/caption_model.h5")  # train.py's default
 INCLUDED = Path(__file__).parent / "models" / "flickr8k_captioner.h5"
-FORMATS = ("tsv", "jsonl", "csv", "coco")
-TSV_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})
 
 DESCRIPTION = """\
 Caption photos: one line each on stdout, everything else on stderr.
 
   python generate_caption.py --image_path x.jpg
-  python generate_caption.py --image_path photos/ --format jsonl > captions.jsonl
+  python generate_caption.py --image_path photos/ --format jsonl --output captions.jsonl
+  python generate_caption.py --image_path photos/ --sidecar     # photos/x.jpg -> photos/x.txt
   python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
+
+Every caption is written as soon as its batch is done. A stopped run loses one batch at most: the
+same command with --resume goes on, and ends with the file of an undisturbed run.
 
 Without --model_path, models/caption_model.h5 is taken (from train.py) where it exists, otherwise
 the captioner that is included, models/flickr8k_captioner.h5. Needs the model's .h5 and the weights
@@ -59,6 +58,25 @@ def parse_arguments() -> argparse.Namespace:
         "object a line; csv: with a header; coco: one JSON list of image_id (the file name) and "
         "caption, as the COCO scorers read it",
     )
+    place = parser.add_mutually_exclusive_group()
+    place.add_argument(
+        "--output",
+        type=Path,
+        metavar="FILE",
+        help="write there instead of to stdout; what the file holds is never replaced",
+    )
+    place.add_argument(
+        "--sidecar",
+        action="store_true",
+        help="write each caption into a file of its own beside the photo, x.txt for x.jpg, as "
+        "training data for image generators has it; replaces those that are there",
+    )
+    add(
+        "--resume",
+        action="store_true",
+        help="leave out the photos that FILE, or a file beside them, has a caption of already; "
+        "give the options of before",
+    )
     cli.add_decoding_options(parser)
     add(
         "--num_captions",
@@ -79,32 +97,42 @@ def parse_arguments() -> argparse.Namespace:
         parser.error(f"--num_captions {args.num_captions} needs --beam_size {args.num_captions}")
     if args.num_captions > 1 and args.format == "coco":
         parser.error("--format coco takes one caption an image; use jsonl for several")
+    if args.sidecar and (args.num_captions > 1 or args.format != "tsv"):
+        parser.error("--sidecar writes one plain caption an image: no --num_captions, no --format")
+    if args.resume and not (args.output or args.sidecar):
+        parser.error("--resume needs the --output FILE, or --sidecar, of the run that was stopped")
+    if args.resume and args.save_figure:
+        parser.error("--save_figure would show only what --resume adds: give one of them")
     return args
 
 
 def main() -> None:
     """Caption every image named, one line each."""
     args = parse_arguments()
-    paths = list(expand(args.image_path))
-
-    cli.load_tensorflow()
-    from model import Captioner
-
-    captioner = Captioner.load(args.model_path or default_model(), args.weights)
-    write = Writer(args.format, args.num_captions)
-    done = []
-    for path, beam in caption_files(captioner, paths, args):
-        write(path, beam[: args.num_captions])
-        done.append((path, [caption for caption, _ in beam[: args.num_captions]]))
-    write.close()
-    if not done:
-        raise InputError(f"none of the {len(paths)} files could be captioned.")
-    if len(paths) > 1:
-        cli.say(f"{len(done)} captioned, {len(paths) - len(done)} skipped")
+    photos = list(expand(args.image_path))
+    output = Sidecars() if args.sidecar else Lines(args.format, args.num_captions, args.output)
+    missing = output.open(photos, args.resume)
+    before = missing.count(False)
+    if before:
+        cli.say(f"{before} of {len(photos)} are captioned already")
+    captioned, shown, most = 0, [], 0  # to be drawn, and how many of them
     if args.save_figure:
+        from figures import MAX_IMAGES as most
         from figures import draw_captions
-
-        draw_captions(done, args.save_figure)
+    if any(missing):
+        for photo, beam in caption_files(photos, missing, args):
+            captions = beam[: args.num_captions]
+            output.write(photo, captions)
+            captioned += 1
+            if len(shown) < most:
+                shown.append((photo, [caption for caption, _ in captions]))
+    output.close()
+    if not captioned + before:
+        raise InputError(f"none of the {len(photos)} files could be captioned.")
+    if len(photos) > 1:
+        cli.say(f"{captioned} captioned, {sum(missing) - captioned} skipped")
+    if args.save_figure:
+        draw_captions(shown, args.save_figure)
         cli.say(f"drew {args.save_figure}")
 
 
@@ -128,62 +156,41 @@ def expand(arguments: list[str]) -> Iterator[Path]:
         yield from images
 
 
-def caption_files(captioner, paths: list[Path], args) -> Iterator[tuple[Path, list]]:
-    """Caption the readable images, in order, each with its beam; name the others on stderr."""
-    with ThreadPoolExecutor() as pool, cli.progress(len(paths), "image") as bar:
-        for start in range(0, len(paths), args.batch_size):
-            chunk = paths[start : start + args.batch_size]
+def caption_files(photos: list[Path], missing: list[bool], args) -> Iterator[tuple[Path, list]]:
+    """Caption the readable images, in order, each with its beam; name the others on stderr.
+
+    Args:
+        photos: in batches of `args.batch_size`, whatever of them is done already.
+        missing: of each, whether it is still to be captioned.
+    """
+    cli.load_tensorflow()
+    from model import Captioner
+
+    captioner = Captioner.load(args.model_path or default_model(), args.weights)
+    last = max((i for i, left in enumerate(missing) if not left), default=-1)
+    with ThreadPoolExecutor() as pool, cli.progress(sum(missing), "image") as bar:
+        for start in range(0, len(photos), args.batch_size):
+            chunk = range(start, min(start + args.batch_size, len(photos)))
+            wanted = [i for i in chunk if missing[i]]
+            # The batch that was stopped at is done again as a whole: in another company a photo's
+            # numbers may differ in their last digits.
+            read = chunk if wanted and last in chunk else wanted
             readable, batch = [], []
-            for path, (pixels, error) in zip(chunk, pool.map(try_load_image, chunk), strict=True):
+            loaded = pool.map(try_load_image, [photos[i] for i in read])
+            for i, (pixels, error) in zip(read, loaded, strict=True):
                 if error:
                     cli.say(f"skipped: {error}")
                 else:
-                    readable.append(path)
+                    readable.append(i)
                     batch.append(pixels)  # (224, 224, 3)
             if batch:
-                features = captioner.encoder.encode(np.stack(batch))  # (B, feature_size)
+                features = captioner.encoder.encode(np.stack(batch))  # (B, *features_shape)
                 beams = captioner.decode(features, args.beam_size, args.length_penalty)
-                yield from zip(readable, beams, strict=True)
-            bar.update(len(chunk))
-
-
-class Writer:
-    """Prints captions as they come, in one of `FORMATS`; with their scores when there are several.
-
-    A score is the natural logarithm of the caption's probability.
-    """
-
-    def __init__(self, form: str, num_captions: int):
-        self.form = form
-        self.scored = num_captions > 1
-        self.found: list[dict] = []  # COCO's format is one list, written at the end
-        self.table = csv.writer(sys.stdout, lineterminator="\n")
-        if form == "csv":
-            self.table.writerow(["image_path", "caption", *["log_probability"] * self.scored])
-
-    def __call__(self, path: Path, captions: list[tuple[str, float]]) -> None:
-        """Print the captions of one image."""
-        for caption, score in captions:
-            rounded = [round(score, 4)] if self.scored else []
-            if self.form == "tsv":
-                name = os.fspath(path).translate(TSV_ESCAPES)
-                print(name, caption, *rounded, sep="\t")
-            elif self.form == "csv":
-                self.table.writerow([path, caption, *rounded])
-            elif self.form == "jsonl":
-                line = {"image_path": os.fspath(path), "caption": caption}
-                if rounded:
-                    line["log_probability"] = rounded[0]
-                print(json.dumps(line, ensure_ascii=False))
-            else:
-                self.found.append({"image_id": path.name, "caption": caption})
-        sys.stdout.flush()
-
-    def close(self) -> None:
-        """Print what could not be printed before all was there."""
-        if self.found:
-            print(json.dumps(self.found, ensure_ascii=False, indent=1))
+                for i, beam in zip(readable, beams, strict=True):
+                    if missing[i]:
+                        yield photos[i], beam
+            bar.update(len(wanted))
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, "With --output or --sidecar, the same command with --resume goes on.")

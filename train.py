@@ -1,6 +1,7 @@
 """Train the caption network on the two pickles of preprocess.py."""
 
 import argparse
+import importlib.util
 from pathlib import Path
 
 import cli
@@ -24,6 +25,7 @@ Writes  MODEL_PATH (.h5, the best epoch by dev loss; all that captioning needs b
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
   python train.py --decoder attention            # after preprocess.py --features grid
   python train.py --resume                       # after a stop, with the options of before
+  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5
   python train.py --finetune_cider models/caption_model.h5 --model_path models/finetuned.h5
 
 Losses are natural logarithms per token: summed over every word and the end of every caption,
@@ -38,7 +40,15 @@ def parse_arguments() -> argparse.Namespace:
     number = cli.positive_int
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--model_path", type=Path, default="models/caption_model.h5", help="what to write")
-    add(
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument(
+        "--init_from",
+        type=Path,
+        metavar="MODEL",
+        help="start from this trained model, on other data with features of the same kind: its "
+        "sizes, decoder and dropout stay, and its words, behind which come those that are new",
+    )
+    start.add_argument(
         "--finetune_cider",
         type=Path,
         metavar="MODEL",
@@ -106,6 +116,13 @@ def parse_arguments() -> argparse.Namespace:
         "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
     )
     add("--resume", action="store_true", help="go on after the last finished epoch")
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="also write the losses of every epoch there, for: tensorboard --logdir DIR (which "
+        "needs: pip install tensorboard)",
+    )
     args = parser.parse_args()
     epochs, batch_size, learning_rate = DEFAULTS[args.finetune_cider is not None]
     args.epochs = args.epochs or epochs
@@ -120,13 +137,17 @@ def main() -> None:
     args = parse_arguments()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    if args.tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
+        args.tensorboard.mkdir(parents=True, exist_ok=True)
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
 
     cli.share_one_heap()
     cli.load_tensorflow()
     import keras
 
-    from training import fit
+    from training import dev_examples, fit
 
     keras.utils.set_random_seed(args.seed)
     training = {name: getattr(args, name) for name in TRAINING_OPTIONS}
@@ -142,25 +163,25 @@ def main() -> None:
     )
     if not text["splits"]["dev"]:
         cli.say("no dev captions: training without validation; the last epoch is kept.")
-    fit(log, dev, args.learning_rate, args.weight_decay)
+    log.shown = dev_examples(features, text)
+    fit(log, dev, args.learning_rate, args.weight_decay, args.tensorboard)
 
 
 def prepare_training(args, features: dict, text: dict, training: dict):
-    """A new captioner, its training batches and what writes it, and the dev batches or None."""
+    """A captioner, its training batches and what writes it, and the dev batches or None."""
     from batches import CaptionBatches, caption_rows
     from captions import Vocabulary
     from model import Captioner
-    from networks import DECODERS, CaptionerConfig, build_captioner, standardize
+    from networks import build_captioner, standardize
     from training import EpochLog
+    from transfer import load_start, take_over
 
-    vocabulary = Vocabulary(text["vocabulary"])
+    if args.init_from:
+        start, vocabulary, config = load_start(args.init_from, features, text, training)
+    else:
+        vocabulary = Vocabulary(text["vocabulary"])
+        config = new_config(args, features, text, training)
     matrix = features["features"]  # (N, …), memory-mapped
-    taken = DECODERS[args.decoder]
-    if features["kind"] not in taken:
-        raise InputError(
-            f"--decoder {args.decoder} needs other features: run preprocess.py with --features "
-            f"{' or '.join(taken)}."
-        )
     train_captions, dev_captions = (
         caption_rows(split, text["captions"], text["splits"], features["image_ids"])
         for split in ("train", "dev")
@@ -169,9 +190,37 @@ def prepare_training(args, features: dict, text: dict, training: dict):
     dev = (
         CaptionBatches(matrix, dev_captions, vocabulary, args.batch_size) if dev_captions else None
     )
-    config = CaptionerConfig(
-        feature_size=matrix.shape[-1],
-        vocabulary_size=len(vocabulary),
+    network = build_captioner(config, train.log_frequencies())
+    if args.init_from:
+        take_over(network, start.network, train)
+    else:
+        standardize(network, matrix, sorted({row for row, _ in train_captions}))
+    cli.say(
+        f"{len(train_captions)} training captions ({train.tokens} tokens), "
+        f"{len(dev_captions)} dev captions"
+    )
+    captioner = Captioner(network, vocabulary, config)
+    log = EpochLog(captioner, train, args.model_path, args.epochs, args.patience, args.resume)
+    return log, dev
+
+
+def new_config(args, features: dict, text: dict, training: dict):
+    """The sizes of a captioner that starts from nothing.
+
+    Raises:
+        InputError: the decoder takes features of another kind.
+    """
+    from networks import DECODERS, CaptionerConfig
+
+    taken = DECODERS[args.decoder]
+    if features["kind"] not in taken:
+        raise InputError(
+            f"--decoder {args.decoder} needs other features: run preprocess.py with --features "
+            f"{' or '.join(taken)}."
+        )
+    return CaptionerConfig(
+        feature_size=features["features"].shape[-1],
+        vocabulary_size=len(text["vocabulary"]),
         max_length=text["max_length"],
         encoder=features["encoder"],
         weights_hash=features["weights_hash"],
@@ -183,15 +232,6 @@ def prepare_training(args, features: dict, text: dict, training: dict):
         dropout=args.dropout,
         training=training,
     )
-    network = build_captioner(config, train.log_frequencies())
-    standardize(network, matrix, sorted({row for row, _ in train_captions}))
-    cli.say(
-        f"{len(train_captions)} training captions ({train.tokens} tokens), "
-        f"{len(dev_captions)} dev captions"
-    )
-    captioner = Captioner(network, vocabulary, config)
-    log = EpochLog(captioner, train, args.model_path, args.epochs, args.patience, args.resume)
-    return log, dev
 
 
 def prepare_finetuning(args, features: dict, text: dict, training: dict):

@@ -14,8 +14,10 @@ from acceleration import accelerate
 from batches import CaptionBatches
 from checkpoint import load_checkpoint, save_checkpoint
 from figures import draw_curves
-from files import InputError, atomic_path
+from files import InputError, atomic_path, one_line
 from model import Captioner
+
+SHOWN = 3  # dev images whose captions are shown after each epoch
 
 
 def compile_for_training(network: keras.Model, learning_rate, weight_decay: float = 0.0) -> None:
@@ -41,8 +43,24 @@ def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
     return float(network.evaluate(batches.dataset(), verbose=0))
 
 
+def dev_examples(features: dict, text: dict) -> dict[str, np.ndarray]:
+    """The first dev image and those after one and two thirds of the split, with their features.
+
+    Args:
+        features: the content of features.pkl.
+        text: the content of captions.pkl.
+    """
+    split = text["splits"]["dev"]
+    chosen = [split[i * len(split) // SHOWN] for i in range(min(SHOWN, len(split)))]
+    return {i: features["features"][features["image_ids"].index(i)] for i in chosen}
+
+
 def fit(
-    log: "EpochLog", dev: CaptionBatches | None, learning_rate: float, weight_decay: float
+    log: "EpochLog",
+    dev: CaptionBatches | None,
+    learning_rate: float,
+    weight_decay: float,
+    tensorboard: Path | None = None,
 ) -> None:
     """Train `log.captioner` on `log.train` for `log.epochs` epochs, less those already done.
 
@@ -51,6 +69,7 @@ def fit(
         dev: dev batches; None trains without their loss.
         learning_rate: Adam's at the start; it falls to 0 over all epochs, along half a cosine.
         weight_decay: share of each weight, times the learning rate, that a step takes away.
+        tensorboard: a folder for Keras' callback of that name, which writes every epoch's measures.
 
     Raises:
         InputError: the loss is no longer a number, or the run cannot be resumed.
@@ -60,6 +79,9 @@ def fit(
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, steps)  # down to 0 at the end
     compile_for_training(network, schedule, weight_decay)
     log.take_up()
+    callbacks = [log, keras.callbacks.TerminateOnNaN()]
+    if tensorboard is not None:
+        callbacks.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
     try:
         if not log.finished():
             network.fit(
@@ -67,7 +89,7 @@ def fit(
                 validation_data=dev.dataset() if dev is not None else None,
                 initial_epoch=len(log.rows),
                 epochs=log.epochs,
-                callbacks=[log, keras.callbacks.TerminateOnNaN()],
+                callbacks=callbacks,
                 verbose=0,
                 shuffle=False,  # the batches have their own order
             )
@@ -86,6 +108,7 @@ class EpochLog(keras.callbacks.Callback):
     Attributes:
         rows: the history, a dict for each finished epoch. The best epoch, and whether to stop,
             follow from it.
+        shown: images to be captioned after each epoch: their ids and features.
     """
 
     measure = "loss"  # of an epoch, in training and on dev
@@ -113,6 +136,7 @@ class EpochLog(keras.callbacks.Callback):
         super().__init__()
         self.captioner, self.train, self.model_path = captioner, train, model_path
         self.epochs, self.patience, self.resume = epochs, patience, resume
+        self.shown: dict[str, np.ndarray] = {}
         self.checkpoint = model_path.with_suffix(".checkpoint.npz")
         self.rows: list[dict] = []
         self.bar = None  # of the epoch under way
@@ -180,6 +204,10 @@ class EpochLog(keras.callbacks.Callback):
             self.diverged = self.model.stop_training = True
             return
         train, dev = self.measured(logs)
+        measures = {self.measure: train, f"val_{self.measure}": dev}
+        logs |= {
+            name: value for name, value in measures.items() if value is not None
+        }  # TensorBoard's
         row = {
             "epoch": epoch + 1,
             f"train_{self.measure}": train,
@@ -202,8 +230,16 @@ class EpochLog(keras.callbacks.Callback):
             f"{row['seconds']:.1f} s{'  saved' if best else ''}",
             flush=True,
         )
+        self.show()
         if self.finished():
             self.model.stop_training = True
+
+    def show(self) -> None:
+        """Print what the network now says of a few dev images, decoding greedily."""
+        if self.shown:
+            captions = self.captioner.caption_features(np.stack(list(self.shown.values())))
+            for image_id, caption in zip(self.shown, captions, strict=True):
+                print(f"    {one_line(image_id)}: {caption}", flush=True)
 
     def save(self, row: dict) -> None:
         """Write the model, with the epoch and the measures that speak for it."""

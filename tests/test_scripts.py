@@ -1,7 +1,6 @@
 """The real scripts as subprocesses on the sample set: what they write, what bad input gets."""
 
 import csv
-import io
 import json
 import shutil
 from pathlib import Path
@@ -14,7 +13,6 @@ from PIL import Image
 
 from captions import SPLITS
 from data.sample import COLOURS, SHAPES, colour_and_shape, write_sample
-from generate_caption import FORMATS, Writer
 
 LITE0 = ("--encoder", "efficientnet_lite0")
 
@@ -143,29 +141,6 @@ def test_captioning_needs_no_pickle_and_formats_agree(demo, captioner, tmp_path)
     assert Image.open(figure).width > 500
     found = [json.loads(line) for line in lines(run_here, "jsonl").splitlines()]
     assert {line["image_path"]: line["caption"] for line in found} == expected
-
-
-@pytest.mark.parametrize("num_captions", [1, 2])
-def test_every_format_holds_paths_and_captions_as_they_are(num_captions, capsys):
-    """Read back by the parsers that other programs use; with two captions also the scores."""
-    path = Path("a folder/tab\tnew\nline, ü.jpg")
-    captions = [('a dog \'s "ball"', -1.5), ("two, or three", -2.25)][:num_captions]
-    printed = {}
-    for form in FORMATS:
-        writer = Writer(form, num_captions)
-        writer(path, captions)
-        writer.close()
-        printed[form] = capsys.readouterr().out
-    scores = [[score] for _, score in captions] if num_captions > 1 else [[]]
-    rows = [[str(path), text, *map(str, s)] for (text, _), s in zip(captions, scores, strict=True)]
-    assert list(csv.reader(io.StringIO(printed["csv"], newline="")))[1:] == rows
-    objects = [json.loads(line) for line in printed["jsonl"].splitlines()]
-    assert [[*map(str, line.values())] for line in objects] == rows
-    fields = [line.split("\t") for line in printed["tsv"].splitlines()]
-    assert [f[0].replace(r"\t", "\t").replace(r"\n", "\n") for f in fields] == [r[0] for r in rows]
-    assert [f[1:] for f in fields] == [r[1:] for r in rows]
-    expected = [{"image_id": path.name, "caption": text} for text, _ in captions]
-    assert json.loads(printed["coco"]) == expected
 
 
 def test_caption_takes_paths_images_and_pixels(demo, captioner):
