@@ -204,10 +204,9 @@ class EpochLog(keras.callbacks.Callback):
             self.diverged = self.model.stop_training = True
             return
         train, dev = self.measured(logs)
-        measures = {self.measure: train, f"val_{self.measure}": dev}
-        logs |= {
-            name: value for name, value in measures.items() if value is not None
-        }  # TensorBoard's
+        logs[self.measure] = train  # which TensorBoard's callback, after this one, writes
+        if dev is not None:
+            logs[f"val_{self.measure}"] = dev
         row = {
             "epoch": epoch + 1,
             f"train_{self.measure}": train,
