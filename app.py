@@ -3,6 +3,7 @@
 import argparse
 import base64
 import html
+import importlib.util
 import io
 import math
 import os
@@ -71,6 +72,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Load the captioner, then serve the page until it is stopped."""
     args = parse_arguments()
+    if importlib.util.find_spec("gradio") is None:
+        raise InputError("the page needs Gradio: pip install -r requirements-app.txt")
     cli.load_tensorflow()
     from model import Captioner
 
@@ -88,14 +91,10 @@ def serve(captioner, host: str, port: int) -> None:
     """Answer at `host` and `port` until Ctrl-C.
 
     Raises:
-        InputError: Gradio is missing, or the port is taken.
+        InputError: nothing can listen there.
     """
-    try:
-        import gradio as gr
-    except ImportError as error:
-        raise InputError(
-            f"the page needs Gradio ({error}): pip install -r requirements-app.txt"
-        ) from error
+    import gradio as gr
+
     page = build_page(captioner)
     system = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     page.queue(max_size=MAX_WAITING, api_open=False)  # there is no way around the queue
@@ -145,25 +144,30 @@ def build_page(captioner):
     """The page's parts and what they do, as a `gradio.Blocks`."""
     import gradio as gr
 
-    def describe_upload(upload: dict | None, beam_size: int, num_captions: int):
-        """Caption a photo; the probabilities of its captions and of the words of the best one."""
-        if not upload or not upload.get("path"):
+    def read(photo: dict | None, *sizes: float) -> np.ndarray:
+        """The pixels of an upload; what is wrong with it, or with the sizes, is told the user."""
+        if not photo or not photo.get("path"):
             raise gr.Error("There is no photo.", print_exception=False)
-        if beam_size not in range(1, MAX_BEAM + 1) or num_captions not in range(1, MAX_BEAM + 1):
-            raise gr.Error(f"From 1 to {MAX_BEAM}, please.", print_exception=False)
+        if not all(size in range(1, MAX_BEAM + 1) for size in sizes):
+            message = f"Beam size and captions go from 1 to {MAX_BEAM}."
+            raise gr.Error(message, print_exception=False)
         try:
-            pixels = load_image(upload["path"])
-        except InputError as error:  # without the file's place here
-            reason = str(error).removeprefix(f"{one_line(upload['path'])}: ")
+            return load_image(photo["path"])
+        except InputError as error:
+            reason = str(error).removeprefix(f"{one_line(photo['path'])}: ")  # where it lies here
             message = html.escape(f"This file cannot be captioned: {reason}.")
             raise gr.Error(message, print_exception=False) from error
-        return describe(captioner, pixels, int(beam_size), int(num_captions)), pixels
 
-    def draw_upload(upload, beam_size, num_captions) -> str:
-        return draw(*describe_upload(upload, beam_size, num_captions)) if upload else ""
+    def show(photo, beam_size, num_captions) -> str:
+        if not photo:  # it was taken away
+            return ""
+        pixels = read(photo, beam_size, num_captions)
+        return draw(describe(captioner, pixels, int(beam_size), int(num_captions)), pixels)
 
-    def tell_upload(upload, beam_size, num_captions) -> dict:
-        return describe_upload(upload, beam_size, num_captions)[0]
+    def tell(photo, beam_size, num_captions) -> dict:
+        """The captions of a photo and the words of the best one, with their probabilities."""
+        pixels = read(photo, beam_size, num_captions)
+        return describe(captioner, pixels, int(beam_size), int(num_captions))
 
     # One at a time: TensorFlow takes all cores for each. What Gradio would do before is left out:
     # opening the file by whatever Pillow knows, and telling where it lies when it is no image.
@@ -171,7 +175,7 @@ def build_page(captioner):
     with gr.Blocks(title="Photo captions", delete_cache=DELETE_CACHE) as page:
         with gr.Row():
             with gr.Column(scale=2):
-                photo = gr.Image(label="Photo", type="filepath", image_mode=None, height=340)
+                photo = gr.Image(label="Photo", height=340)
                 beam_size = gr.Slider(1, MAX_BEAM, 3, step=1, label="Beam size (1: greedy)")
                 num_captions = gr.Slider(1, MAX_BEAM, 3, step=1, label="Captions, of the beam's")
                 gr.Examples([str(path) for path in EXAMPLES], photo, api_visibility="private")
@@ -183,8 +187,8 @@ def build_page(captioner):
         inputs = [photo, beam_size, num_captions]
         changes = [part.change for part in inputs]
         always = {"trigger_mode": "always_last", "api_visibility": "private"}
-        gr.on(changes, draw_upload, inputs, drawn, **always, **once)
-        button.click(tell_upload, inputs, told, api_name="caption", **once)
+        gr.on(changes, show, inputs, drawn, **always, **once)
+        button.click(tell, inputs, told, api_name="caption", **once)
     return page
 
 
