@@ -8,6 +8,7 @@ import io
 import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -42,8 +43,7 @@ uploaded after half an hour, or when it is stopped (Ctrl-C)."""
 
 CSS = """
 .best { font-size: 1.5em; margin: .3em 0 .6em }
-.captions td { padding: .1em 1em .1em 0; white-space: nowrap }
-.captions td:last-child { white-space: normal }
+.captions { display: grid; grid-template-columns: auto 1fr; gap: .2em 1em }
 .words { display: flex; flex-wrap: wrap; gap: .8em; margin-top: 1em }
 .word { width: 6.5em; font-size: .9em }
 .bar { height: .5em; background: #8883; border-radius: .25em; overflow: hidden }
@@ -126,6 +126,7 @@ def stay_local(host: str) -> None:
     Gradio would fetch the address that a request names in place of an upload.
     """
     local = LOCAL | {host, host.encode()}
+    local |= {address[0] for *_, address in socket.getaddrinfo(host, None)}
 
     def refuse(event: str, arguments: tuple) -> None:
         if event == "socket.getaddrinfo":
@@ -144,17 +145,19 @@ def build_page(captioner):
     """The page's parts and what they do, as a `gradio.Blocks`."""
     import gradio as gr
 
-    def read(photo: dict | None, *sizes: float) -> np.ndarray:
+    def read(photo: dict, *sizes: float) -> np.ndarray:
         """The pixels of an upload; what is wrong with it, or with the sizes, is told the user."""
-        if not photo or not photo.get("path"):
-            raise gr.Error("There is no photo.", print_exception=False)
+        path = Path((photo or {}).get("path") or "")
+        # Gradio only looks after what a request marks as a file; this machine has others.
+        if not path.resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
+            raise gr.Error("Upload a photo first.", print_exception=False)
         if not all(size in range(1, MAX_BEAM + 1) for size in sizes):
             message = f"Beam size and captions go from 1 to {MAX_BEAM}."
             raise gr.Error(message, print_exception=False)
         try:
-            return load_image(photo["path"])
+            return load_image(path)
         except InputError as error:
-            reason = str(error).removeprefix(f"{one_line(photo['path'])}: ")  # where it lies here
+            reason = str(error).removeprefix(f"{one_line(path)}: ")  # where it lies here
             message = html.escape(f"This file cannot be captioned: {reason}.")
             raise gr.Error(message, print_exception=False) from error
 
@@ -177,7 +180,7 @@ def build_page(captioner):
             with gr.Column(scale=2):
                 photo = gr.Image(label="Photo", height=340)
                 beam_size = gr.Slider(1, MAX_BEAM, 3, step=1, label="Beam size (1: greedy)")
-                num_captions = gr.Slider(1, MAX_BEAM, 3, step=1, label="Captions, of the beam's")
+                num_captions = gr.Slider(1, MAX_BEAM, 3, step=1, label="Captions shown")
                 gr.Examples([str(path) for path in EXAMPLES], photo, api_visibility="private")
             with gr.Column(scale=3):
                 drawn = gr.HTML(label="Captions", min_height=340)
@@ -215,8 +218,8 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
 def draw(description: dict, pixels: np.ndarray) -> str:
     """What `describe` tells as HTML; the words may be anybody's."""
     captions = description["captions"]
-    rows = "".join(
-        f"<tr><td>{percent(entry['probability'])}</td><td>{html.escape(entry['caption'])}</td></tr>"
+    beam = "".join(
+        f"<span>{entry['probability']:.2g}</span><span>{html.escape(entry['caption'])}</span>"
         for entry in captions
     )
     words = "".join(draw_word(entry) for entry in description["words"])
@@ -225,14 +228,14 @@ def draw(description: dict, pixels: np.ndarray) -> str:
         photo = f' style="--photo: url({data_url(Image.fromarray(pixels), "jpeg")})"'
     return (
         f'<p class="best">{html.escape(captions[0]["caption"])}</p>'
-        f'<table class="captions">{rows}</table><div class="words"{photo}>{words}</div>'
+        f'<div class="captions">{beam}</div><div class="words"{photo}>{words}</div>'
     )
 
 
 def draw_word(entry: dict) -> str:
     """A word, a bar of its probability, and the photo, dark where the word did not look."""
-    share = percent(entry["probability"])
-    bar = f'<div class="bar"><i style="width: {100 * entry["probability"]:.1f}%"></i></div>'
+    percent = 100 * entry["probability"]
+    bar = f'<div class="bar"><i style="width: {percent:.1f}%"></i></div>{percent:.2g} %'
     look = ""
     if "attention" in entry:
         weights = np.array(entry["attention"])  # (7, 7)
@@ -241,12 +244,7 @@ def draw_word(entry: dict) -> str:
         look = (
             f'<div class="look"><img alt="" src="{data_url(Image.fromarray(shade), "png")}"></div>'
         )
-    return f'<div class="word">{html.escape(entry["word"])} {bar}{share}{look}</div>'
-
-
-def percent(probability: float) -> str:
-    """A probability to two digits."""
-    return f"{100 * probability:.2g} %"
+    return f'<div class="word">{html.escape(entry["word"])} {bar}{look}</div>'
 
 
 def data_url(image: Image.Image, form: str) -> str:

@@ -39,7 +39,8 @@ CHROMIUM_OPTIONS = [
     *("--disable-background-networking", "--disable-component-update"),
     "--window-size=1200,900",
 ]
-PATIENCE = 120  # seconds for what takes one on a machine that has nothing else to do
+NETWORK = ("http", "https", "ws", "wss")  # what else it loads is its own: chrome:, data:, blob:
+PATIENCE = 600  # seconds for what takes one or two on a machine that has nothing else to do
 
 
 def untrained(config) -> Captioner:
@@ -75,6 +76,9 @@ def test_the_words_make_the_caption_s_probability(config, count):
 def test_where_words_looked_is_where_the_decoder_looked(count):
     """Word by word, from the state that decoding carries."""
     captioner = ensemble(members_of(CONFIGS["attention"], count))
+    for member in members(captioner.network):  # untrained ones look everywhere alike
+        keys = member.get_layer("keys")
+        keys.set_weights([100 * weights for weights in keys.get_weights()])
     features = random_features(1, captioner.config)
     caption = "w1 w7 w3"
     _, _, weights = captioner.explain(features, caption)
@@ -85,7 +89,7 @@ def test_where_words_looked_is_where_the_decoder_looked(count):
         for member, (hidden, _, _, keys, _) in zip(members(captioner.network), state, strict=True):
             query = member.get_layer("query")(hidden)  # (1, merge_units)
             each.append(tf.nn.softmax(tf.linalg.matvec(keys, query))[0])  # (cells,)
-        assert np.ptp(np.mean(each, axis=0)) > 1e-3  # it does look somewhere
+        assert np.ptp(np.mean(each, axis=0)) > 0.05  # they do look somewhere
         np.testing.assert_allclose(weights[position], np.mean(each, axis=0), atol=1e-5)
 
 
@@ -245,6 +249,8 @@ def test_what_is_not_served(page, tmp_path):
         {"path": "http://192.0.2.1/x.jpg", **meta},
         {"path": "https://huggingface.co/x.jpg", **meta},
         {"url": "data:image/png;base64,AAAA", **meta},
+        {"path": "", **meta},
+        {"path": "a" * 5000},
     ):
         started = time.monotonic()
         answer = ask_plainly(page, photo, 3, 1)
@@ -348,11 +354,11 @@ def test_a_photo_is_captioned_and_nobody_else_is_asked(page, said, tmp_path):
         assert present(driver, ".best", with_text=True).text == said["astronaut.jpg"]
         words = [e.text.split() for e in driver.find_elements("css selector", ".word")]
         assert [word for word, *_ in words][:-1] == said["astronaut.jpg"].split()
-        assert len(driver.find_elements("css selector", ".captions tr")) == 3
+        assert len(driver.find_elements("css selector", ".captions span")) == 2 * 3
         addresses = requested(driver)
         assert any("/upload" in address for address in addresses)
-        hosts = {urlparse(address).hostname for address in addresses}
-        assert hosts - {None} == {"127.0.0.1"}, addresses  # None is of data: and blob:
+        asked = {urlparse(a).hostname for a in addresses if urlparse(a).scheme in NETWORK}
+        assert asked == {"127.0.0.1"}, addresses
         for secret in (str(ROOT), "Traceback"):
             assert secret not in driver.page_source
 
