@@ -1,5 +1,6 @@
 # make demo       set up .venv, caption photos; draw a sample set, train on it, caption scenes
 # make test       the tests, under five minutes        make test-long   those that take longer
+# make app        a page in the browser to try a captioner on
 # make bench      speed beside what else there is, a quarter of an hour
 # make lint       ruff, lint and format                make clean       remove what these made
 
@@ -11,7 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: demo test test-long bench lint clean
+.PHONY: demo app test test-long bench lint clean
 
 .venv/bin/python:
 	@if ! $(or $(PYTHON),false) -c '$(CHECK)' 2>/dev/null; then \
@@ -24,9 +25,13 @@ DEMO := demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-dev: requirements-dev.txt requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/installed-app: requirements-app.txt requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
 	@touch $@ .venv/installed
+
+.venv/installed-dev: requirements-dev.txt requirements-app.txt requirements.txt | .venv/bin/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	@touch $@ .venv/installed-app .venv/installed
 
 demo: .venv/installed
 	@echo "Photos, by the captioner that is included (Flickr8k: people and dogs outdoors):"
@@ -41,6 +46,9 @@ demo: .venv/installed
 		--epochs 30
 	@echo
 	@$(BIN)/python data/show_sample.py --demo_dir $(DEMO)
+
+app: .venv/installed-app
+	$(BIN)/python app.py $(ARGS)
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest -m "not long" $(ARGS)

@@ -14,7 +14,7 @@ from decoding import NEVER, beam_search
 from encoders import Encoder, image_to_pixels, load_image
 from files import InputError
 from model_file import open_model, read_arrays, read_description, write_model
-from networks import CaptionerConfig, build_captioner, first_state, next_word
+from networks import CaptionerConfig, attention_weights, build_captioner, first_state, next_word
 
 # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
 logging.getLogger("absl").setLevel(logging.ERROR)
@@ -148,6 +148,30 @@ class Captioner:
                 found = zip(lines, line_scores, strict=True)
                 beams.append([(self.vocabulary.decode(t), float(s)) for t, s in found if s > NEVER])
         return beams
+
+    def explain(
+        self, features: np.ndarray, caption: str
+    ) -> tuple[list[str], np.ndarray, np.ndarray | None]:
+        """How probable each word of a caption was after those before it, and where it looked.
+
+        Args:
+            features: (1, *config.features_shape), of one image.
+            caption: a sentence from `decode`.
+
+        Returns:
+            The T words, <end> among them where the network said it; their probabilities (T,),
+            whose product is the caption's; the cells' weights (T, cells), or None without
+            attention.
+        """
+        # Only a caption of max_length words ends without END.
+        ids = np.array([self.vocabulary.encode(caption)[: self.config.max_length + 1]], np.int32)
+        tokens, said = ids[:, :-1], ids[0, 1:]  # (1, T), (T,)
+        probabilities = tf.nn.softmax(self.network([features, tokens])[0]).numpy()  # (T, V)
+        weights = None
+        if self.config.decoder == "attention":
+            weights = attention_weights(self.network, features, tokens)[0]
+        words = [self.vocabulary.words[i] for i in said]
+        return words, probabilities[np.arange(len(said)), said], weights
 
     @tf.function(reduce_retracing=True)
     def _search(self, features, beam_size, length_penalty):

@@ -122,6 +122,24 @@ def members(network: keras.Model) -> list[keras.Model]:
     return [layer for layer in network.layers if isinstance(layer, keras.Model)] or [network]
 
 
+def attention_weights(network: keras.Model, features, tokens) -> np.ndarray:
+    """How much of each cell every word was given, on the members' average.
+
+    Args:
+        network: from `build_captioner`, its decoder "attention".
+        features: (B, cells, feature_size).
+        tokens: (B, T) int32.
+
+    Returns:
+        (B, T, cells) float32; a word's weights add up to 1.
+    """
+    each = [
+        keras.Model(member.inputs, member.get_layer("attention").output)([features, tokens])
+        for member in members(network)
+    ]
+    return np.mean(each, axis=0)
+
+
 def _build_member(config: CaptionerConfig, log_frequencies: np.ndarray | None, name: str):
     """One network of `config.decoder`.
 

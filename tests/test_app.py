@@ -1,0 +1,396 @@
+"""The page: what it tells of words, what it lets in and out, and itself in a real browser."""
+
+import base64
+import contextlib
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlparse
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, run_here
+from PIL import Image
+from test_ensemble import members_of
+from test_model import CONFIGS, EACH, WORDS, random_features
+
+import app
+from captions import Vocabulary
+from encoders import Encoder
+from ensemble import ensemble
+from model import Captioner
+from networks import build_captioner, first_state, members, next_word
+
+EXAMPLES = ROOT / "data" / "examples"
+BROWSER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM_OPTIONS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+    "--window-size=1200,900",
+]
+NETWORK = ("http", "https", "ws", "wss")  # what else it loads is its own: chrome:, data:, blob:
+PATIENCE = 600  # seconds for what takes one or two on a machine that has nothing else to do
+
+
+def untrained(config) -> Captioner:
+    keras.utils.set_random_seed(3)
+    return Captioner(build_captioner(config), Vocabulary(WORDS), config)
+
+
+# -- the words' probabilities ----------------------------------------------------------------------
+
+
+@EACH
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_words_make_the_caption_s_probability(config, count):
+    """That of one pass over the whole caption is the one that the search added up."""
+    captioner = untrained(config) if count == 1 else ensemble(members_of(config))
+    features = random_features(1, config)
+    lengths = set()
+    for caption, score in captioner.decode(features, beam_size=4)[0]:
+        words, probabilities, weights = captioner.explain(features, caption)
+        assert np.log(probabilities).sum() == pytest.approx(score, abs=1e-4)
+        ended = len(caption.split()) < config.max_length
+        assert words == caption.split() + ["<end>"] * ended
+        lengths.add(len(words))
+        if config.decoder == "attention":
+            assert weights.shape == (len(words), 49)
+            np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-5)
+        else:
+            assert weights is None
+    assert min(lengths) > 0
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_where_words_looked_is_where_the_decoder_looked(count):
+    """Word by word, from the state that decoding carries."""
+    captioner = ensemble(members_of(CONFIGS["attention"], count))
+    for member in members(captioner.network):  # untrained ones look everywhere alike
+        keys = member.get_layer("keys")
+        keys.set_weights([100 * weights for weights in keys.get_weights()])
+    features = random_features(1, captioner.config)
+    caption = "w1 w7 w3"
+    _, _, weights = captioner.explain(features, caption)
+    state = first_state(captioner.network, features, 1)
+    for position, token in enumerate(captioner.vocabulary.encode(caption)[:-1]):
+        _, state = next_word(captioner.network, tf.constant([token]), state)
+        each = []
+        for member, (hidden, _, _, keys, _) in zip(members(captioner.network), state, strict=True):
+            query = member.get_layer("query")(hidden)  # (1, merge_units)
+            each.append(tf.nn.softmax(tf.linalg.matvec(keys, query))[0])  # (cells,)
+        assert np.ptp(np.mean(each, axis=0)) > 0.05  # they do look somewhere
+        np.testing.assert_allclose(weights[position], np.mean(each, axis=0), atol=1e-5)
+
+
+def test_the_page_draws_a_bar_and_a_grid_for_each_word():
+    random = np.random.default_rng(0)
+    grids = random.random((2, 7, 7))
+    words = [
+        {"word": word, "probability": p, "attention": grid.tolist()}
+        for word, p, grid in zip(["<b>a", "dog"], [0.25, 0.5], grids, strict=True)
+    ]
+    captions = [{"caption": "<b>a dog", "probability": 0.125, "log_probability": np.log(0.125)}]
+    drawn = app.draw({"captions": captions, "words": words}, np.zeros((224, 224, 3), np.uint8))
+    assert "<b>" not in drawn  # a stranger's model may have any words
+    assert drawn.count("&lt;b&gt;a") == 3
+    assert re.findall(r'<i style="width: ([\d.]+)%"', drawn) == ["25.0", "50.0"]
+    shades = re.findall(r'src="data:image/png;base64,([^"]+)"', drawn)
+    for grid, shade in zip(grids, shades, strict=True):
+        opacity = np.asarray(Image.open(io.BytesIO(base64.b64decode(shade))))[..., 1]
+        assert opacity.shape == (7, 7)
+        order = np.argsort(-grid, axis=None)
+        assert (np.diff(opacity.ravel()[order].astype(int)) >= 0).all()  # least looked at, darkest
+        assert opacity.min() == 0 < 150 < opacity.max()
+    del words[0]["attention"], words[1]["attention"]
+    assert "<img" not in app.draw({"captions": captions, "words": words}, None)
+
+
+def test_attention_from_a_model_s_file_to_the_page(tmp_path):
+    """A model of an attention decoder, from its file to the page's grids."""
+    encoder = Encoder("efficientnet_lite0", kind="grid")
+    config = dataclasses.replace(
+        CONFIGS["attention"],
+        feature_size=encoder.features_shape[-1],
+        weights_hash=encoder.weights_hash,
+    )
+    untrained(config).save(tmp_path / "m.h5")
+    captioner = Captioner.load(tmp_path / "m.h5")
+    pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    description = app.describe(captioner, pixels, beam_size=3, num_captions=2)
+    assert len(description["captions"]) == 2
+    assert description == json.loads(json.dumps(description))
+    assert np.array(description["words"][0]["attention"]).shape == (7, 7)
+    assert app.draw(description, pixels).count("<img") == len(description["words"])
+
+
+# -- in and out ------------------------------------------------------------------------------------
+
+TRIES = """
+import socket, app
+app.stay_local("localhost")
+with socket.create_server(("127.0.0.1", 0)) as server:
+    socket.create_connection(server.getsockname(), 5).close()
+for address in (("192.0.2.1", 80), ("example.invalid", 80)):
+    try:
+        socket.create_connection(address, 5)
+    except PermissionError:
+        print("refused")
+"""
+
+
+def test_other_machines_are_not_asked():
+    done = subprocess.run([sys.executable, "-c", TRIES], cwd=ROOT, capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("refused\nrefused\n", "")
+
+
+@contextlib.contextmanager
+def serving(*arguments, stop=signal.SIGINT, env=None):
+    """The script itself, at a free port, stopped in the end: its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", port, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, **pipes)
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("listening on"):
+                break
+        else:
+            pytest.fail(f"it did not start:\n{''.join(lines)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert err.endswith("stopped.\n"), err
+    assert process.returncode == 130
+
+
+@pytest.fixture(scope="module")
+def page():
+    pytest.importorskip("gradio", reason="Gradio is not installed (requirements-app.txt)")
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def said():
+    """What generate_caption.py says of the examples, beam 3."""
+    done = run_here("generate_caption.py", "--image_path", EXAMPLES, "--beam_size", 3)
+    lines = dict(line.split("\t") for line in done.stdout.splitlines())
+    return {path.rsplit("/")[-1]: caption for path, caption in lines.items()}
+
+
+def client(url: str):
+    from gradio_client import Client
+
+    return Client(url, verbose=False)
+
+
+@pytest.mark.long
+def test_several_programs_at_once_get_each_its_own(page, said):
+    from gradio_client import handle_file
+
+    def ask(name: str) -> dict:
+        return client(page).predict(handle_file(EXAMPLES / name), 3, 2, api_name="/caption")
+
+    names = list(said) * 3
+    with ThreadPoolExecutor(6) as pool:
+        answers = list(pool.map(ask, names))
+    for name, answer in zip(names, answers, strict=True):
+        assert answer["captions"][0]["caption"] == said[name]
+        assert len(answer["captions"]) == 2
+        product = np.prod([entry["probability"] for entry in answer["words"]])
+        assert answer["captions"][0]["probability"] == pytest.approx(product, rel=1e-3)
+
+
+def ask_plainly(url: str, photo: dict, *sizes) -> str:
+    """By HTTP alone, as no well-behaved client would: the event stream."""
+    import httpx
+
+    api = f"{url}/gradio_api/call/caption"
+    answer = httpx.post(api, json={"data": [photo, *sizes]})
+    return httpx.get(f"{api}/{answer.json()['event_id']}", timeout=PATIENCE).text
+
+
+@pytest.mark.long
+def test_what_is_not_served(page, tmp_path):
+    from gradio_client import handle_file
+    from gradio_client.exceptions import AppError
+
+    (tmp_path / "x.jpg").write_bytes(b"no photo")
+    for file, sizes, message in (
+        (tmp_path / "x.jpg", (3, 1), "cannot be captioned: not a readable image"),
+        (EXAMPLES / "coffee.jpg", (99, 1), "from 1 to 10"),
+        (EXAMPLES / "coffee.jpg", (3, 0), "from 1 to 10"),
+        (EXAMPLES / "coffee.jpg", ("many", 1), "from 1 to 10"),
+    ):
+        with pytest.raises(AppError, match=message) as refused:
+            client(page).predict(handle_file(file), *sizes, api_name="/caption")
+        assert "/" not in str(refused.value)
+
+    meta = {"meta": {"_type": "gradio.FileData"}}
+    inside = str(EXAMPLES / "coffee.jpg")
+    for photo in (
+        {"path": inside, **meta},
+        {"path": inside},
+        {"path": "http://192.0.2.1/x.jpg", **meta},
+        {"path": "https://huggingface.co/x.jpg", **meta},
+        {"url": "data:image/png;base64,AAAA", **meta},
+        {"path": "", **meta},
+        {"path": "a" * 5000},
+    ):
+        started = time.monotonic()
+        answer = ask_plainly(page, photo, 3, 1)
+        assert "event: error" in answer
+        assert str(ROOT) not in answer
+        assert time.monotonic() - started < 30  # nobody was waited for
+
+    import httpx
+
+    large = {"files": ("x.jpg", bytes(21 * 10**6))}
+    assert httpx.post(f"{page}/gradio_api/upload", files=large).status_code == 413
+    around = {"data": [None, 3, 1], "fn_index": 0}
+    assert httpx.post(f"{page}/gradio_api/run/caption", json=around).status_code >= 400
+    for path in (inside, "https://192.0.2.1/x.jpg"):
+        assert httpx.get(f"{page}/gradio_api/file={path}").status_code == 403
+
+
+@pytest.mark.long
+def test_uploads_are_gone_when_it_is_stopped(tmp_path):
+    pytest.importorskip("gradio", reason="Gradio is not installed (requirements-app.txt)")
+    from gradio_client import handle_file
+
+    with serving(stop=signal.SIGTERM, env={**os.environ, "TMPDIR": str(tmp_path)}) as url:
+        client(url).predict(handle_file(EXAMPLES / "coffee.jpg"), 1, 1, api_name="/caption")
+        (folder,) = tmp_path.glob("captions-*")
+        assert folder.stat().st_mode & 0o077 == 0
+        assert list(folder.rglob("coffee.jpg"))
+    assert not list(tmp_path.iterdir())
+
+
+def section() -> str:
+    """The README's on the page."""
+    return (ROOT / "README.md").read_text().split("## A page to try it on\n")[1].split("\n## ")[0]
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_the_readme_s_lines_for_programs(page, said, tmp_path):
+    shutil.copy(EXAMPLES / "coffee.jpg", tmp_path / "x.jpg")
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", section(), re.S)
+    assert [language for language, _ in blocks] == ["bash", "python"]
+    for language, text in blocks:
+        text = text.replace("http://127.0.0.1:7860", page)
+        command = {"bash": ["bash", "-euc", text], "python": [sys.executable, "-c", text]}[language]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert said["coffee.jpg"] in done.stdout
+
+
+# -- in a browser ----------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def browser(folder):
+    """A headless Chromium with a profile of its own, which keeps a log of its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if None in BROWSER:
+        pytest.skip("chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER[0]
+    for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={folder}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(BROWSER[1]))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def present(driver, selector: str, with_text=False):
+    """The first such element, once it is there, or once it says something."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def found(driver):
+        elements = driver.find_elements("css selector", selector)
+        return [element for element in elements if element.text or not with_text]
+
+    return WebDriverWait(driver, PATIENCE).until(found)[0]
+
+
+def upload(driver, path) -> None:
+    present(driver, "input[type=file]").send_keys(str(path))
+
+
+def requested(driver) -> list[str]:
+    """Every address that the browser has asked for."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+
+
+@pytest.mark.long
+def test_a_photo_is_captioned_and_nobody_else_is_asked(page, said, tmp_path):
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page)
+        upload(driver, EXAMPLES / "astronaut.jpg")
+        assert present(driver, ".best", with_text=True).text == said["astronaut.jpg"]
+        words = [e.text.split() for e in driver.find_elements("css selector", ".word")]
+        assert [word for word, *_ in words][:-1] == said["astronaut.jpg"].split()
+        assert len(driver.find_elements("css selector", ".captions span")) == 2 * 3
+        addresses = requested(driver)
+        assert any("/upload" in address for address in addresses)
+        asked = {urlparse(a).hostname for a in addresses if urlparse(a).scheme in NETWORK}
+        assert asked == {"127.0.0.1"}, addresses
+        for secret in (str(ROOT), "Traceback"):
+            assert secret not in driver.page_source
+
+
+@pytest.mark.long
+def test_an_example_is_captioned_by_a_click(page, said, tmp_path):
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page)
+        present(driver, ".gallery-item").click()
+        assert present(driver, ".best", with_text=True).text == said[app.EXAMPLES[0].name]
+
+
+@pytest.mark.long
+def test_a_file_that_is_no_photo_gets_a_message(page, said, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no photo")
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page)
+        upload(driver, tmp_path / "x.jpg")
+        message = present(driver, ".toast-body", with_text=True).text
+        assert "This file cannot be captioned: not a readable image" in message
+        assert "/" not in message
+
+
+@pytest.mark.long
+def test_two_browsers_at_once(page, said, tmp_path):
+    photos = ("rocket.jpg", "chelsea.jpg")
+    assert said[photos[0]] != said[photos[1]]
+    with browser(tmp_path / "one") as first, browser(tmp_path / "two") as second:
+        drivers = (first, second)
+        for driver in drivers:
+            driver.get(page)
+        for driver, photo in zip(drivers, photos, strict=True):
+            upload(driver, EXAMPLES / photo)
+        for driver, photo in zip(drivers, photos, strict=True):
+            assert present(driver, ".best", with_text=True).text == said[photo]
