@@ -15,11 +15,11 @@ from model import Captioner
 EXAMPLES = ROOT / "data" / "examples"
 # Whether they are right is another matter: these photos are not like Flickr8k's.
 CAPTIONS = {
-    "astronaut.jpg": "a man in a red shirt and blue shirt is standing in front of a crowd",
-    "camera.jpg": "a man in a red shirt is standing on a tripod",
-    "chelsea.jpg": "a little girl in a yellow shirt is playing in the air",
-    "coffee.jpg": "a little girl in a blue shirt is sitting on a green bench",
-    "rocket.jpg": "a man in a red jacket is standing in the snow",
+    "astronaut.jpg": "a man in a red shirt is holding a drink",
+    "camera.jpg": "a man in a red shirt is holding a camera",
+    "chelsea.jpg": "a little boy is playing with a toy",
+    "coffee.jpg": "a black and white dog is sitting on a red and red toy",
+    "rocket.jpg": "a group of people are standing in the middle of a line",
 }
 MEGABYTES = 25  # at most, for a clone to stay small
 
