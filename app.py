@@ -111,7 +111,7 @@ def serve(captioner, host: str, port: int) -> None:
             **quiet,
             **plain,
         )
-    except OSError as error:
+    except (OSError, OverflowError) as error:
         raise InputError(f"cannot listen on {host}:{port}. Name another --port.") from error
     cli.say(f"listening on {url} (Ctrl-C stops)")
     try:
@@ -124,9 +124,15 @@ def stay_local(host: str) -> None:
     """From now on let this process connect to no other machine, whatever a library tries.
 
     Gradio would fetch the address that a request names in place of an upload.
+
+    Raises:
+        InputError: there is no such host.
     """
     local = LOCAL | {host, host.encode()}
-    local |= {address[0] for *_, address in socket.getaddrinfo(host, None)}
+    try:
+        local |= {address[0] for *_, address in socket.getaddrinfo(host, None)}
+    except OSError as error:
+        raise InputError(f"--host {host}: no such address. Use 127.0.0.1 or 0.0.0.0.") from error
 
     def refuse(event: str, arguments: tuple) -> None:
         if event == "socket.getaddrinfo":

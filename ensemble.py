@@ -11,7 +11,7 @@ DESCRIPTION = """\
 Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
 word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
 
-Reads   the .h5 files that are named.
+Reads   the .h5 files that are named, two or more.
 Writes  MODEL_PATH (.h5), for generate_caption.py and evaluate.py, as any other. Its weights are
         stored as float16, for half the size.
 
@@ -33,6 +33,8 @@ def main() -> None:
     args = parse_arguments()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    if len({path.resolve() for path in args.members}) < max(2, len(args.members)):
+        raise InputError("an ensemble takes two or more captioners, each of them once.")
     cli.load_tensorflow()
     from model import Captioner
 

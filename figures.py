@@ -57,13 +57,13 @@ def _draw_grid(figure, items: list[tuple[Path, list[str]]], rows: int, columns: 
 UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
 
 
-def draw_curves(rows: list[dict], measure: str, best: dict, target: Path) -> None:
+def draw_curves(rows: list[dict], measure: str, kept: dict, target: Path) -> None:
     """Draw the training and dev measure of every epoch into a picture.
 
     Args:
         rows: a dict for each epoch, with `epoch`, `train_…` and `dev_…` (None without dev images).
         measure: a key of `UNITS`, as in those names.
-        best: the row to be pointed out.
+        kept: the row of the epoch that the model's file holds, pointed out.
         target: the picture to write.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
@@ -71,10 +71,10 @@ def draw_curves(rows: list[dict], measure: str, best: dict, target: Path) -> Non
     epochs = [row["epoch"] for row in rows]
     label = {"loss": "train (with dropout)", "cider": "train (sampled captions)"}[measure]
     axes.plot(epochs, [row[f"train_{measure}"] for row in rows], "o-", label=label)
-    if best[f"dev_{measure}"] is not None:
+    if kept[f"dev_{measure}"] is not None:
         axes.plot(epochs, [row[f"dev_{measure}"] for row in rows], "s-", label="dev")
-        place = best["epoch"], best[f"dev_{measure}"]
-        axes.annotate(f"best: {place[1]:.3f}", place, (0, 10), textcoords="offset points")
+        place = kept["epoch"], kept[f"dev_{measure}"]
+        axes.annotate(f"kept: {place[1]:.3f}", place, (0, 10), textcoords="offset points")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     axes.grid(alpha=0.3)

@@ -40,7 +40,8 @@ def write_model(
         InputError: it cannot be written.
     """
     encoded = [word.encode() for word in words]
-    size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
+    bytes_each = 6 if half else 4  # both files are there for a moment
+    size = bytes_each * network.count_params() + sum(map(len, encoded)) + HEADERS
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(size))  # a full disk fails here; it would crash HDF5
         network.save(temporary, include_optimizer=False)
@@ -59,7 +60,7 @@ def write_model(
 
 def _store_halves(path: Path) -> None:
     """Rewrite Keras' file with float16 arrays; HDF5 would keep the room of what is replaced."""
-    whole = path.with_name(f"{path.name}.whole")
+    whole = path.with_name(f".{path.name}")  # still a name that `atomic_path` sweeps up
     path.rename(whole)
     try:
         with h5py.File(whole) as old, h5py.File(path, "w") as new:

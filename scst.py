@@ -14,7 +14,6 @@ import math
 from collections import Counter
 from functools import cached_property
 
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -41,11 +40,10 @@ def policy(captioner: Captioner, training: dict) -> Captioner:
     are too few to teach anything of a word, and would wear off the rare ones.
     """
     config = dataclasses.replace(captioner.config, training=training)
-    network = build_captioner(config)
+    network = build_captioner(dataclasses.replace(config, dropout=HIDDEN))
     network.set_weights(captioner.network.get_weights())
-    for layer in network.layers:
-        if isinstance(layer, keras.layers.Dropout) and layer.rate > 0:
-            layer.rate = HIDDEN if layer.name in ("image_dropout", "cell_dropout") else 0.0
+    for name in ("word_dropout", "merged_dropout"):
+        network.get_layer(name).rate = 0.0
     for name in ("embedding", "logits"):
         network.get_layer(name).trainable = False
     return Captioner(network, captioner.vocabulary, config)
@@ -244,5 +242,9 @@ class CiderLog(EpochLog):
     def close(self) -> None:
         """As the log of any training, and say so when it was in vain."""
         super().close()
-        if self.rows and self.before is not None and self.best()["dev_cider"] < self.before:
+        if (
+            self.rows
+            and self.before is not None
+            and self.before > max(row["dev_cider"] for row in self.rows)
+        ):
             cli.say("no epoch is better than what it started from: lower --learning_rate.")

@@ -13,23 +13,32 @@ TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "weight_decay", "pa
 # Epochs, batch size, learning rate: of training, and of fine-tuning, whose gradients are noisy.
 DEFAULTS = {False: (20, 64, 1.5e-3), True: (6, 32, 4e-5)}
 
+# What a new captioner is made of; one that starts from another keeps what that one has.
+SIZES = {
+    "decoder": "merge",
+    "embedding_size": 256,
+    "units": 256,
+    "merge_units": None,
+    "dropout": 0.5,
+}
+
 DESCRIPTION = """\
 Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
 
 Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
-Writes  MODEL_PATH (.h5, the best epoch by dev loss; all that captioning needs but the CNN's
-        weights), and beside it the history (.csv), its curves (.png), and what --resume
-        needs (.checkpoint.npz).
+Writes  MODEL_PATH (.h5, the epoch with the best dev loss, or when fine-tuning the best dev CIDEr;
+        all that captioning needs but the CNN's weights), and beside it the history (.csv), its
+        curves (.png), and what --resume needs (.checkpoint.npz).
 
   python train.py
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
   python train.py --decoder attention            # after preprocess.py --features grid
   python train.py --resume                       # after a stop, with the options of before
-  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5
+  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5 # --features layers
   python train.py --finetune_cider models/caption_model.h5 --model_path models/finetuned.h5
 
 Losses are natural logarithms per token: summed over every word and the end of every caption,
-divided by their number. However a run is stopped, the best epoch so far is on the disk, and with
+divided by their number. However a run is stopped, the epoch kept so far is on the disk, and with
 --resume it ends as if it had not been stopped, to the last bit on the same machine."""
 
 
@@ -82,11 +91,11 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--decoder",
         choices=("merge", "attention"),
-        default="merge",
-        help="merge: one vector an image; attention: each word looks at some of its 7 × 7 cells",
+        help="merge: one vector an image; attention: each word looks at some of its 7 × 7 cells "
+        "(default: merge)",
     )
-    add("--embedding_size", type=number, default=256, help="floats per word")
-    add("--units", type=number, default=256, help="width of the LSTM")
+    add("--embedding_size", type=number, help="floats per word (default: 256)")
+    add("--units", type=number, help="width of the LSTM (default: 256)")
     add(
         "--merge_units",
         type=number,
@@ -95,22 +104,22 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--dropout",
         type=cli.fraction,
-        default=0.5,
         help="share dropped of the features and the word vectors: without it the network soon "
-        "knows the training photos by heart",
+        "knows the training photos by heart (default: 0.5)",
     )
     add(
         "--patience",
         type=number,
         default=3,
-        help="stop after so many epochs without a better dev loss: overfitting does not mend",
+        help="stop after so many epochs without a better dev loss, or CIDEr: overfitting does not "
+        "mend",
     )
     add(
         "--keep",
         choices=("best", "last"),
         default="best",
-        help="the epoch that MODEL_PATH ends with: the best by dev loss, or, without regard to "
-        "--patience, the last, whose captions can be better though its loss is not",
+        help="the epoch that MODEL_PATH ends with: the best by dev loss, or CIDEr, or, without "
+        "regard to --patience, the last, whose captions can be better though its loss is not",
     )
     add(
         "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
@@ -129,6 +138,12 @@ def parse_arguments() -> argparse.Namespace:
     args.batch_size = args.batch_size or batch_size
     args.learning_rate = args.learning_rate or learning_rate
     args.patience = args.patience if args.keep == "best" else None
+    given = [f"--{name}" for name in SIZES if getattr(args, name) is not None]
+    if given and (args.init_from or args.finetune_cider):
+        parser.error(f"{given[0]}: that stays as it is in the model that is started from")
+    for name, default in SIZES.items():
+        if getattr(args, name) is None:
+            setattr(args, name, default)
     return args
 
 
@@ -137,10 +152,18 @@ def main() -> None:
     args = parse_arguments()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    for start in (args.init_from, args.finetune_cider):
+        if start is not None and start.resolve() == args.model_path.resolve():
+            raise InputError(f"{start} would be overwritten: name another file by --model_path.")
     if args.tensorboard:
         if importlib.util.find_spec("tensorboard") is None:
             raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
-        args.tensorboard.mkdir(parents=True, exist_ok=True)
+        try:
+            args.tensorboard.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--tensorboard {args.tensorboard}: {error.strerror}. Name a folder."
+            ) from error
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
 
     cli.share_one_heap()

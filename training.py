@@ -155,12 +155,13 @@ class EpochLog(keras.callbacks.Callback):
         self.rows = load_checkpoint(self.checkpoint, self.captioner.network, config)
         if not self.model_path.is_file():
             raise InputError(
-                f"{self.model_path} is gone, and with it the best epoch. Train without --resume."
+                f"{self.model_path} is gone, and with it the epoch that was kept. Train without "
+                f"--resume."
             )
         left = "nothing is left to do" if self.finished() else "going on after them"
         cli.say(f"epochs finished: {len(self.rows)}; {left}.")
 
-    def best(self) -> dict:
+    def kept(self) -> dict:
         """The row of the epoch that is kept: by the dev measure, or the last."""
         dev = f"dev_{self.measure}"
         if self.patience is None or self.rows[-1][dev] is None:
@@ -179,7 +180,7 @@ class EpochLog(keras.callbacks.Callback):
         """Whether all epochs are done, or too many since the best one."""
         if not self.rows:
             return False
-        waited = len(self.rows) - self.best()["epoch"]
+        waited = len(self.rows) - self.kept()["epoch"]
         return len(self.rows) >= self.epochs or waited >= (self.patience or self.epochs)
 
     def on_epoch_begin(self, epoch, logs=None):
@@ -198,7 +199,7 @@ class EpochLog(keras.callbacks.Callback):
         self.bar.update()
 
     def on_epoch_end(self, epoch, logs=None):
-        """Write the model when it is the best so far, the history, and then the checkpoint."""
+        """Write the model when it is the one to be kept, the history, and then the checkpoint."""
         self.bar.close()
         if not all(map(math.isfinite, logs.values())):
             self.diverged = self.model.stop_training = True
@@ -214,10 +215,10 @@ class EpochLog(keras.callbacks.Callback):
             "seconds": time.perf_counter() - self.started,
         }
         self.rows.append(row)
-        best = self.best() is row
+        kept = self.kept() is row
         if len(self.rows) == 1:  # from here on an earlier run's belongs to nothing
             self.checkpoint.unlink(missing_ok=True)
-        if best:
+        if kept:
             self.save(row)
         self.write_history()
         # Last: an epoch counts as finished when all of it is on the disk.
@@ -226,7 +227,7 @@ class EpochLog(keras.callbacks.Callback):
         on_dev = "" if dev is None else f"  dev {self.measure} {dev:.4f}"
         print(
             f"epoch {epoch + 1}/{self.epochs}  train {self.measure} {train:.4f}{on_dev}  "
-            f"{row['seconds']:.1f} s{'  saved' if best else ''}",
+            f"{row['seconds']:.1f} s{'  saved' if kept else ''}",
             flush=True,
         )
         self.show()
@@ -264,9 +265,9 @@ class EpochLog(keras.callbacks.Callback):
         if not self.rows or not self.model_path.is_file():
             cli.say("no epoch was finished: no model was written.")
             return
-        draw_curves(self.rows, self.measure, self.best(), self.model_path.with_suffix(".png"))
+        draw_curves(self.rows, self.measure, self.kept(), self.model_path.with_suffix(".png"))
         print(
-            f"kept epoch {self.best()['epoch']} in {self.model_path}; history in "
+            f"kept epoch {self.kept()['epoch']} in {self.model_path}; history in "
             f"{self.model_path.with_suffix('.csv')} and {self.model_path.with_suffix('.png')}"
         )
         print("next: python generate_caption.py --image_path x.jpg --model_path", self.model_path)

@@ -40,10 +40,8 @@ def load_start(
     """
     start = Captioner.load(path)
     start.check_features(features)
-    before = start.config.training
     if start.config.members > 1:
         cli.say(f"{path} is an ensemble: starting from the first of its {start.config.members}.")
-        before = before["members"][0]
     vocabulary = extend(start.vocabulary, text["vocabulary"])
     known = len(start.vocabulary)
     cli.say(f"{path}: {known:,} words known, {len(vocabulary) - known:,} new")
@@ -52,7 +50,7 @@ def load_start(
         vocabulary_size=len(vocabulary),
         max_length=max(start.config.max_length, text["max_length"]),
         members=1,
-        training=training | {"start": before},
+        training=training | {"start": start.config.training},
     )
     return start, vocabulary, config
 

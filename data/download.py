@@ -67,9 +67,16 @@ def photo_folders(folder: Path) -> list[Path]:
 
 
 def missing(folder: Path) -> dict[str, dict[str, str]]:
-    """What is to be taken from each archive, and the name that it gets in `folder`."""
+    """What is to be taken from each archive, and the name that it gets in `folder`.
+
+    Raises:
+        InputError: something else is where the photos belong.
+    """
     wanted = {TEXT: {name: name for name in TEXT_FILES if not is_file(folder / name)}}
     if not any(map(list_images, photo_folders(folder))):
+        images = folder / IMAGE_FOLDERS[0]
+        if images.is_dir() and any(images.iterdir()):
+            raise InputError(f"{images} holds no photos but other files. Remove it and try again.")
         wanted[PHOTOS] = {PHOTO_FOLDER: IMAGE_FOLDERS[0]}
     return {archive: contents for archive, contents in wanted.items() if contents}
 

@@ -20,7 +20,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, run_here
+from conftest import ROOT, run_here, run_script
 from PIL import Image
 from test_ensemble import members_of
 from test_model import CONFIGS, EACH, WORDS, random_features
@@ -191,6 +191,20 @@ def said():
     done = run_here("generate_caption.py", "--image_path", EXAMPLES, "--beam_size", 3)
     lines = dict(line.split("\t") for line in done.stdout.splitlines())
     return {path.rsplit("/")[-1]: caption for path, caption in lines.items()}
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--port", 70_000), "cannot listen on 127.0.0.1:70000. Name another --port."),
+        (("--host", "nowhere.invalid"), "--host nowhere.invalid: no such address."),
+    ],
+)
+@pytest.mark.long
+def test_places_where_nothing_can_listen(option, message):
+    pytest.importorskip("gradio", reason="Gradio is not installed (requirements-app.txt)")
+    done = run_script("app.py", *option, code=1)
+    assert f"error: {message}" in done.stderr
 
 
 def client(url: str):

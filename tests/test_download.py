@@ -260,6 +260,13 @@ def test_an_archive_with_tricks_is_refused_whole(
     assert set(everything(tmp_path)) == {f"flickr8k/{name}" for name in download.TEXT_FILES}
 
 
+def test_something_else_where_the_photos_belong(fetch, server):
+    (fetch.folder / "Images").mkdir(parents=True)
+    (fetch.folder / "Images" / "notes.txt").touch()
+    assert "Images holds no photos but other files. Remove it" in fetch(code=1)
+    assert server.asked == []
+
+
 def test_folders_that_cannot_be_written(fetch, tmp_path):
     fetch.folder = tmp_path / "file" / "flickr8k"
     (tmp_path / "file").touch()

@@ -1,6 +1,7 @@
 """Several captioners in one file: the mean of their logits, however it is asked for."""
 
 import dataclasses
+import shutil
 
 import keras
 import numpy as np
@@ -81,7 +82,12 @@ def test_what_does_not_fit_together_is_named():
 
 def test_the_script_writes_what_captions_photos_and_can_be_evaluated(demo, tmp_path):
     model, path = demo / "models" / "caption_model.h5", tmp_path / "twice.h5"
-    run_here("ensemble.py", model, model, "--model_path", path)
+    again = tmp_path / "again.h5"
+    shutil.copy(model, again)
+    run_here("ensemble.py", model, again, "--model_path", path)
+    for named in ((model,), (model, model)):
+        refused = run_here("ensemble.py", *named, "--model_path", tmp_path / "x.h5", code=1)
+        assert "two or more captioners, each of them once" in refused.stderr
     photo = next((demo / "dataset" / "Images").glob("*.jpg"))
     said = [
         run_here("generate_caption.py", "--image_path", photo, "--model_path", each).stdout

@@ -77,7 +77,7 @@ def test_the_epoch_that_is_kept_and_when_to_stop(patience, kept, finished, tmp_p
         {"epoch": epoch, "train_loss": 1.0, "dev_loss": loss}
         for epoch, loss in enumerate(losses, 1)
     ]
-    assert (log.best()["epoch"], log.finished()) == (kept, finished)
+    assert (log.kept()["epoch"], log.finished()) == (kept, finished)
     log.epochs = 4
     assert log.finished()
 

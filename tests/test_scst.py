@@ -12,7 +12,7 @@ from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
 from decoding import draw_captions
 from model import Captioner
 from networks import build_captioner, next_word, standardize
-from scst import MAX_WORDS, SAMPLES, WIDTH_STEP, CiderD, CiderLog, SampledBatches, policy
+from scst import HIDDEN, MAX_WORDS, SAMPLES, WIDTH_STEP, CiderD, CiderLog, SampledBatches, policy
 from training import compile_for_training, fit
 
 
@@ -114,6 +114,13 @@ def test_samples_and_step_miss_the_same_features(photos, config):
     assert np.abs(whole - expected).max() > 0.01
 
 
+def test_features_are_hidden_whatever_the_training_dropped(photos):
+    for dropout in (0.0, 0.5):
+        network = policy(captioner_of(photos, dropout), {}).network
+        rates = {layer.name: layer.rate for layer in network.layers if hasattr(layer, "rate")}
+        assert rates == {"image_dropout": HIDDEN, "word_dropout": 0, "merged_dropout": 0}
+
+
 def test_only_what_samples_can_teach_is_trained(photos):
     captioner = policy(captioner_of(photos, dropout=0.5), {})
     before = captioner.network.get_weights()
@@ -180,12 +187,12 @@ def test_fine_tuning_raises_cider_and_keeps_the_best_epoch(photos, tmp_path, cap
     fit(log, None, learning_rate=2e-2, weight_decay=0.0)
     first, last = log.rows[0], log.rows[-1]
     assert last["train_cider"] > 3 * first["train_cider"]
-    assert log.best()["dev_cider"] == max(row["dev_cider"] for row in log.rows)
+    assert log.kept()["dev_cider"] == max(row["dev_cider"] for row in log.rows)
     kept = Captioner.load(path)
     captions = kept.caption_features(photos[0][list(photos[1])])
     scores = [log.scorer.score(i, caption.split()) for i, caption in enumerate(captions)]
-    assert np.mean(scores) == pytest.approx(log.best()["dev_cider"])
-    assert kept.config.training["kept"]["epoch"] == log.best()["epoch"]
+    assert np.mean(scores) == pytest.approx(log.kept()["dev_cider"])
+    assert kept.config.training["kept"]["epoch"] == log.kept()["epoch"]
     assert SPECIAL_TOKENS[UNKNOWN] not in " ".join(captions)
     assert "no epoch is better" not in capsys.readouterr().err
 
@@ -193,5 +200,9 @@ def test_fine_tuning_raises_cider_and_keeps_the_best_epoch(photos, tmp_path, cap
     log = CiderLog(kept, batches, tmp_path / "n.h5", 1, 1, features=photos[0], photos=photos[1])
     assert log.before == pytest.approx(np.mean(scores))
     fit(log, None, learning_rate=10.0, weight_decay=0.0)  # too large a step
-    assert log.best()["dev_cider"] < log.before / 2
+    assert log.kept()["dev_cider"] < log.before / 2
     assert "no epoch is better" in capsys.readouterr().err
+    log.rows = [log.rows[0] | {"dev_cider": log.before + 1}, *log.rows]
+    log.patience = None  # the last is kept, though the first was better
+    log.close()
+    assert "no epoch is better" not in capsys.readouterr().err

@@ -127,13 +127,26 @@ def test_through_the_script(small, tmp_path):
     resumed = run_here("train.py", *data, *options, "--resume")
     assert "nothing is left to do" in resumed.stderr
 
-    run_here("ensemble.py", start, start, "--model_path", tmp_path / "two.h5")
+    shutil.copy(start, tmp_path / "again.h5")
+    run_here("ensemble.py", start, tmp_path / "again.h5", "--model_path", tmp_path / "two.h5")
     options = ("--init_from", tmp_path / "two.h5", "--model_path", path)
     done = run_here("train.py", *data, *options)
     assert "two.h5 is an ensemble: starting from the first of its 2." in done.stderr
-    assert Captioner.load(path).config.training["start"] == before.config.training
-    grid = ("--finetune_cider", start, "--init_from", start)
-    assert "not allowed with" in run_here("train.py", *grid, code=2).stderr
+    both = {"members": [before.config.training] * 2}
+    assert Captioner.load(path).config.training["start"] == both
+
+
+@pytest.mark.parametrize("option", ["--init_from", "--finetune_cider"])
+def test_what_a_start_leaves_no_choice_of_is_refused(small, tmp_path, option):
+    start = tmp_path / "start.h5"
+    start.write_bytes(b"trained")
+    other = "--init_from" if option == "--finetune_cider" else "--finetune_cider"
+    for more in (other, start), ("--units", 8), ("--decoder", "merge"), ("--dropout", 0):
+        assert f"{more[0]}: " in run_here("train.py", option, start, *more, code=2).stderr
+    same = tmp_path / "." / "start.h5"
+    done = run_here("train.py", option, start, "--model_path", same, code=1)
+    assert "would be overwritten: name another file by --model_path" in done.stderr
+    assert start.read_bytes() == b"trained"
 
 
 def test_other_features_are_refused(small, tmp_path):
