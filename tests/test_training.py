@@ -16,7 +16,8 @@ SIZES = ("--units", 16, "--embedding_size", 16, "--batch_size", 16)
 
 
 def train(small, model_path, *options, code=0):
-    arguments = ("--data_dir", small / "data", "--model_path", model_path, *SIZES, *options)
+    sizes = SIZES[-2:] if "--finetune_cider" in options else SIZES
+    arguments = ("--data_dir", small / "data", "--model_path", model_path, *sizes, *options)
     return run_here("train.py", *arguments, code=code)
 
 
