@@ -4,6 +4,7 @@ import contextlib
 import io
 import os
 import runpy
+import shlex
 import subprocess
 import sys
 import time
@@ -79,14 +80,17 @@ def flickr8k() -> Path:
 def demo(tmp_path_factory) -> Path:
     """The sample set taken through the real scripts: dataset/, data/, models/."""
     folder = tmp_path_factory.mktemp("demo")
-    run_script("data/sample.py", "--output_dir", folder / "dataset")
+    done = [run_script("data/sample.py", "--output_dir", folder / "dataset")]
     arguments = ("--dataset_dir", folder / "dataset", "--output_dir", folder / "data")
     started = time.monotonic()
-    run_script("preprocess.py", *arguments, "--encoder", "efficientnet_lite0")
+    done.append(run_script("preprocess.py", *arguments, "--encoder", "efficientnet_lite0"))
     (folder / "preprocess_seconds").write_text(str(time.monotonic() - started))
     model_path = folder / "models" / "caption_model.h5"
     arguments = ("--data_dir", folder / "data", "--model_path", model_path)
-    run_script("train.py", *arguments, "--epochs", 30)  # as make demo does
+    done.append(run_script("train.py", *arguments, "--epochs", 30))  # as make demo does
+    # For docs/tutorial.md, which shows them.
+    (folder / "commands").write_text("".join(f"{shlex.join(one.args[1:])}\n" for one in done))
+    (folder / "stdout").write_text("".join(one.stdout for one in done))
     return folder
 
 
