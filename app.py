@@ -57,13 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
     add = parser.add_argument
-    add("--model_path", type=Path, metavar="FILE", help="an .h5 from train.py (default: see above)")
-    add(
-        "--weights",
-        default="imagenet",
-        metavar="imagenet|FILE|random",
-        help="the CNN's weights, the same as given to preprocess.py",
-    )
+    cli.add_model_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is for everybody")
     add("--port", type=cli.positive_int, default=7860, help="port to listen on")
     return parser.parse_args()

@@ -6,6 +6,7 @@ import ctypes
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 
@@ -57,6 +58,22 @@ def fraction(text: str) -> float:
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
     return value
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of which captioner is used, and on which CNN."""
+    parser.add_argument(
+        "--model_path",
+        type=Path,
+        metavar="FILE",
+        help="an .h5 from train.py (default: see above)",
+    )
+    parser.add_argument(
+        "--weights",
+        default="imagenet",
+        metavar="imagenet|FILE|random",
+        help="the CNN's weights, the same as given to preprocess.py",
+    )
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:

@@ -43,13 +43,7 @@ def parse_arguments() -> argparse.Namespace:
         metavar="FILE_OR_FOLDER",
         help="photos, or folders whose photos are all captioned",
     )
-    add("--model_path", type=Path, metavar="FILE", help="an .h5 from train.py (default: see above)")
-    add(
-        "--weights",
-        default="imagenet",
-        metavar="imagenet|FILE|random",
-        help="the CNN's weights, the same as given to preprocess.py",
-    )
+    cli.add_model_options(parser)
     add(
         "--format",
         choices=FORMATS,

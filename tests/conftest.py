@@ -5,6 +5,8 @@ import io
 import os
 import runpy
 import shlex
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -18,6 +20,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 ROOT = Path(__file__).resolve().parent.parent
 # Flickr8k cannot be shipped: tests on it look here, or beside the repository.
 FLICKR8K = Path(os.environ.get("FLICKR8K_DIR", ROOT.parent / "shared" / "flickr8k"))
+EXAMPLES = ROOT / "data" / "examples"
+PATIENCE = 600  # seconds for what takes one or two on a machine that has nothing else to do
 
 
 def run_script(*arguments, code: int = 0, **options) -> subprocess.CompletedProcess:
@@ -111,6 +115,45 @@ def captioner(demo):
     from model import Captioner
 
     return Captioner.load(demo / "models" / "caption_model.h5")
+
+
+@contextlib.contextmanager
+def serving(*arguments, stop=signal.SIGINT, env=None):
+    """The script itself, at a free port, stopped in the end: its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "app.py", "--port", port, *arguments]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, **pipes)
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if line.startswith("listening on"):
+                break
+        else:
+            pytest.fail(f"it did not start:\n{''.join(lines)}")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.send_signal(stop)
+        _, err = process.communicate(timeout=PATIENCE)
+    assert err.endswith("stopped.\n"), err
+    assert process.returncode == 130
+
+
+@pytest.fixture(scope="session")
+def page():
+    pytest.importorskip("gradio", reason="Gradio is not installed (requirements-app.txt)")
+    with serving() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def said():
+    """What generate_caption.py says of the examples, beam 3."""
+    done = run_here("generate_caption.py", "--image_path", EXAMPLES, "--beam_size", 3)
+    lines = dict(line.split("\t") for line in done.stdout.splitlines())
+    return {path.rsplit("/")[-1]: caption for path, caption in lines.items()}
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -1,7 +1,6 @@
-"""The page: what it tells of words, what it lets in and out, and itself in a real browser."""
+"""The page: what it tells of words, and what it lets in and out."""
 
 import base64
-import contextlib
 import dataclasses
 import io
 import json
@@ -9,18 +8,16 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlparse
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT, run_here, run_script
+from conftest import EXAMPLES, PATIENCE, ROOT, run_script, serving
 from PIL import Image
 from test_ensemble import members_of
 from test_model import CONFIGS, EACH, WORDS, random_features
@@ -31,16 +28,6 @@ from encoders import Encoder
 from ensemble import ensemble
 from model import Captioner
 from networks import build_captioner, first_state, members, next_word
-
-EXAMPLES = ROOT / "data" / "examples"
-BROWSER = shutil.which("chromium"), shutil.which("chromedriver")
-CHROMIUM_OPTIONS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-    "--window-size=1200,900",
-]
-NETWORK = ("http", "https", "ws", "wss")  # what else it loads is its own: chrome:, data:, blob:
-PATIENCE = 600  # seconds for what takes one or two on a machine that has nothing else to do
 
 
 def untrained(config) -> Captioner:
@@ -152,45 +139,6 @@ for address in (("192.0.2.1", 80), ("example.invalid", 80)):
 def test_other_machines_are_not_asked():
     done = subprocess.run([sys.executable, "-c", TRIES], cwd=ROOT, capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("refused\nrefused\n", "")
-
-
-@contextlib.contextmanager
-def serving(*arguments, stop=signal.SIGINT, env=None):
-    """The script itself, at a free port, stopped in the end: its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", port, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, **pipes)
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("listening on"):
-                break
-        else:
-            pytest.fail(f"it did not start:\n{''.join(lines)}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(stop)
-        _, err = process.communicate(timeout=PATIENCE)
-    assert err.endswith("stopped.\n"), err
-    assert process.returncode == 130
-
-
-@pytest.fixture(scope="module")
-def page():
-    pytest.importorskip("gradio", reason="Gradio is not installed (requirements-app.txt)")
-    with serving() as url:
-        yield url
-
-
-@pytest.fixture(scope="module")
-def said():
-    """What generate_caption.py says of the examples, beam 3."""
-    done = run_here("generate_caption.py", "--image_path", EXAMPLES, "--beam_size", 3)
-    lines = dict(line.split("\t") for line in done.stdout.splitlines())
-    return {path.rsplit("/")[-1]: caption for path, caption in lines.items()}
 
 
 @pytest.mark.parametrize(
@@ -312,99 +260,3 @@ def test_the_readme_s_lines_for_programs(page, said, tmp_path):
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said["coffee.jpg"] in done.stdout
-
-
-# -- in a browser ----------------------------------------------------------------------------------
-
-
-@contextlib.contextmanager
-def browser(folder):
-    """A headless Chromium with a profile of its own, which keeps a log of its requests."""
-    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
-    if None in BROWSER:
-        pytest.skip("chromium or chromedriver is not installed")
-    options = webdriver.ChromeOptions()
-    options.binary_location = BROWSER[0]
-    for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={folder}"):
-        options.add_argument(option)
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
-    driver = webdriver.Chrome(options, webdriver.ChromeService(BROWSER[1]))
-    try:
-        yield driver
-    finally:
-        driver.quit()
-
-
-def present(driver, selector: str, with_text=False):
-    """The first such element, once it is there, or once it says something."""
-    from selenium.webdriver.support.ui import WebDriverWait
-
-    def found(driver):
-        elements = driver.find_elements("css selector", selector)
-        return [element for element in elements if element.text or not with_text]
-
-    return WebDriverWait(driver, PATIENCE).until(found)[0]
-
-
-def upload(driver, path) -> None:
-    present(driver, "input[type=file]").send_keys(str(path))
-
-
-def requested(driver) -> list[str]:
-    """Every address that the browser has asked for."""
-    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    return [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-
-
-@pytest.mark.long
-def test_a_photo_is_captioned_and_nobody_else_is_asked(page, said, tmp_path):
-    with browser(tmp_path / "profile") as driver:
-        driver.get(page)
-        upload(driver, EXAMPLES / "astronaut.jpg")
-        assert present(driver, ".best", with_text=True).text == said["astronaut.jpg"]
-        words = [e.text.split() for e in driver.find_elements("css selector", ".word")]
-        assert [word for word, *_ in words][:-1] == said["astronaut.jpg"].split()
-        assert len(driver.find_elements("css selector", ".captions span")) == 2 * 3
-        addresses = requested(driver)
-        assert any("/upload" in address for address in addresses)
-        asked = {urlparse(a).hostname for a in addresses if urlparse(a).scheme in NETWORK}
-        assert asked == {"127.0.0.1"}, addresses
-        for secret in (str(ROOT), "Traceback"):
-            assert secret not in driver.page_source
-
-
-@pytest.mark.long
-def test_an_example_is_captioned_by_a_click(page, said, tmp_path):
-    with browser(tmp_path / "profile") as driver:
-        driver.get(page)
-        present(driver, ".gallery-item").click()
-        assert present(driver, ".best", with_text=True).text == said[app.EXAMPLES[0].name]
-
-
-@pytest.mark.long
-def test_a_file_that_is_no_photo_gets_a_message(page, said, tmp_path):
-    (tmp_path / "x.jpg").write_bytes(b"no photo")
-    with browser(tmp_path / "profile") as driver:
-        driver.get(page)
-        upload(driver, tmp_path / "x.jpg")
-        message = present(driver, ".toast-body", with_text=True).text
-        assert "This file cannot be captioned: not a readable image" in message
-        assert "/" not in message
-
-
-@pytest.mark.long
-def test_two_browsers_at_once(page, said, tmp_path):
-    photos = ("rocket.jpg", "chelsea.jpg")
-    assert said[photos[0]] != said[photos[1]]
-    with browser(tmp_path / "one") as first, browser(tmp_path / "two") as second:
-        drivers = (first, second)
-        for driver in drivers:
-            driver.get(page)
-        for driver, photo in zip(drivers, photos, strict=True):
-            upload(driver, EXAMPLES / photo)
-        for driver, photo in zip(drivers, photos, strict=True):
-            assert present(driver, ".best", with_text=True).text == said[photo]

@@ -1,0 +1,110 @@
+"""The page in a real browser, headless Chromium."""
+
+import contextlib
+import json
+import shutil
+from urllib.parse import urlparse
+
+import pytest
+from conftest import EXAMPLES, PATIENCE, ROOT
+
+import app
+
+pytestmark = pytest.mark.long
+
+BROWSER = shutil.which("chromium"), shutil.which("chromedriver")
+CHROMIUM_OPTIONS = [
+    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-sync"),
+    *("--disable-background-networking", "--disable-component-update"),
+    "--window-size=1200,900",
+]
+NETWORK = ("http", "https", "ws", "wss")  # what else it loads is its own: chrome:, data:, blob:
+
+
+@contextlib.contextmanager
+def browser(folder):
+    """A headless Chromium with a profile of its own, which keeps a log of its requests."""
+    webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+    if None in BROWSER:
+        pytest.skip("chromium or chromedriver is not installed")
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER[0]
+    for option in (*CHROMIUM_OPTIONS, f"--user-data-dir={folder}"):
+        options.add_argument(option)
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL"})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(BROWSER[1]))
+    try:
+        yield driver
+    finally:
+        driver.quit()
+
+
+def present(driver, selector: str, with_text=False):
+    """The first such element, once it is there, or once it says something."""
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    def found(driver):
+        elements = driver.find_elements("css selector", selector)
+        return [element for element in elements if element.text or not with_text]
+
+    return WebDriverWait(driver, PATIENCE).until(found)[0]
+
+
+def upload(driver, path) -> None:
+    present(driver, "input[type=file]").send_keys(str(path))
+
+
+def requested(driver) -> list[str]:
+    """Every address that the browser has asked for."""
+    events = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
+    return [
+        event["params"]["request"]["url"]
+        for event in events
+        if event["method"] == "Network.requestWillBeSent"
+    ]
+
+
+def test_a_photo_is_captioned_and_nobody_else_is_asked(page, said, tmp_path):
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page)
+        upload(driver, EXAMPLES / "astronaut.jpg")
+        assert present(driver, ".best", with_text=True).text == said["astronaut.jpg"]
+        words = [e.text.split() for e in driver.find_elements("css selector", ".word")]
+        assert [word for word, *_ in words][:-1] == said["astronaut.jpg"].split()
+        assert len(driver.find_elements("css selector", ".captions span")) == 2 * 3
+        addresses = requested(driver)
+        assert any("/upload" in address for address in addresses)
+        asked = {urlparse(a).hostname for a in addresses if urlparse(a).scheme in NETWORK}
+        assert asked == {"127.0.0.1"}, addresses
+        for secret in (str(ROOT), "Traceback"):
+            assert secret not in driver.page_source
+
+
+def test_an_example_is_captioned_by_a_click(page, said, tmp_path):
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page)
+        present(driver, ".gallery-item").click()
+        assert present(driver, ".best", with_text=True).text == said[app.EXAMPLES[0].name]
+
+
+def test_a_file_that_is_no_photo_gets_a_message(page, said, tmp_path):
+    (tmp_path / "x.jpg").write_bytes(b"no photo")
+    with browser(tmp_path / "profile") as driver:
+        driver.get(page)
+        upload(driver, tmp_path / "x.jpg")
+        message = present(driver, ".toast-body", with_text=True).text
+        assert "This file cannot be captioned: not a readable image" in message
+        assert "/" not in message
+
+
+def test_two_browsers_at_once(page, said, tmp_path):
+    photos = ("rocket.jpg", "chelsea.jpg")
+    assert said[photos[0]] != said[photos[1]]
+    with browser(tmp_path / "one") as first, browser(tmp_path / "two") as second:
+        drivers = (first, second)
+        for driver in drivers:
+            driver.get(page)
+        for driver, photo in zip(drivers, photos, strict=True):
+            upload(driver, EXAMPLES / photo)
+        for driver, photo in zip(drivers, photos, strict=True):
+            assert present(driver, ".best", with_text=True).text == said[photo]
