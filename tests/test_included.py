@@ -48,7 +48,7 @@ def test_its_words_are_those_of_the_training_split(flickr8k):
     captioner = Captioner.load(INCLUDED)
     captions, _ = read_captions(flickr8k / "captions.txt")
     training = [line for i in read_split_lists(flickr8k)["train"] for line in captions[i]]
-    count = captioner.config.training["data"]["min_word_count"]
+    (count,) = {member["data"]["min_word_count"] for member in captioner.config.training["members"]}
     assert captioner.vocabulary.words == Vocabulary.from_captions(training, count).words
 
 
