@@ -22,7 +22,8 @@ DEMO := demo
 
 # The stamps carry the requirements' own times: pip runs again only when these change.
 .venv/installed: requirements.txt | .venv/bin/python
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	@echo "Installing packages into .venv, once: a minute or more."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
 .venv/installed-app: requirements-app.txt requirements.txt | .venv/bin/python

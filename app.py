@@ -59,8 +59,16 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     cli.add_model_options(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is for everybody")
-    add("--port", type=cli.positive_int, default=7860, help="port to listen on")
+    add("--port", type=port, default=7860, help="port to listen on")
     return parser.parse_args()
+
+
+def port(text: str) -> int:
+    """An argparse type: a port's number."""
+    value = int(text)
+    if not 1 <= value < 2**16:
+        raise argparse.ArgumentTypeError(f"{value} is not between 1 and {2**16 - 1}")
+    return value
 
 
 def main() -> None:
@@ -105,7 +113,7 @@ def serve(captioner, host: str, port: int) -> None:
             **quiet,
             **plain,
         )
-    except (OSError, OverflowError) as error:
+    except OSError as error:
         raise InputError(f"cannot listen on {host}:{port}. Name another --port.") from error
     cli.say(f"listening on {url} (Ctrl-C stops)")
     try:

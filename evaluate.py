@@ -154,6 +154,7 @@ def write_results(output_dir: Path, captions: dict[str, str], results: dict[str,
     for name, content in (("captions.json", lines), ("scores.json", results)):
         with atomic_path(output_dir / name) as path:
             path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    print(f"wrote {output_dir / 'captions.json'} and {output_dir / 'scores.json'}")
 
 
 def print_table(results: dict[str, dict]) -> None:
@@ -165,6 +166,7 @@ def print_table(results: dict[str, dict]) -> None:
     for row in rows:
         print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
     model, protocol = results["model"], results["protocol"]
+    decoding = protocol["decoding"]
     print(
         f"model: loss {model['loss_per_token']:.4f} per token, {model['distinct_captions']} "
         f"distinct captions of {protocol['images']}, {model['copied_from_training']:.1%} copied "
@@ -172,8 +174,9 @@ def print_table(results: dict[str, dict]) -> None:
     )
     print(f'constant: "{protocol["constant_caption"]}"')
     print(
-        f"{protocol['split']} split, {protocol['images']} images, {protocol['decoding']}, decoded "
-        f"in {protocol['decoding_seconds']:.1f} s"
+        f"{protocol['split']} split, {protocol['images']} images, beam size "
+        f"{decoding['beam_size']}, length penalty {decoding['length_penalty']}, decoded in "
+        f"{protocol['decoding_seconds']:.1f} s"
     )
 
 
@@ -196,7 +199,7 @@ def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -
 
     target = args.output_dir / "gallery.png"
     draw_captions(items, target)
-    print(f"wrote captions.json, scores.json and {target}: best, typical and worst by CIDEr")
+    print(f"wrote {target}: best, typical and worst by CIDEr")
 
 
 if __name__ == "__main__":

