@@ -123,6 +123,7 @@ def test_layers_from_photos_to_a_caption(small, tmp_path):
     assert "--features layers" in refused.stderr
 
 
+@pytest.mark.long
 def test_fine_tuning_goes_on_where_it_was_stopped(small, tmp_path):
     """Two epochs, and one epoch and another: the same file."""
     start = tmp_path / "start.h5"

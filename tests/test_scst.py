@@ -179,6 +179,7 @@ def test_an_epoch_draws_what_seed_and_epoch_say(photos):
     assert drawn[0].shape != later.shape or (drawn[0] != later).any()
 
 
+@pytest.mark.long
 def test_fine_tuning_raises_cider_and_keeps_the_best_epoch(photos, tmp_path, capsys):
     captioner = captioner_of(photos)
     batches = SampledBatches(captioner, *photos, photos_per_batch=4, seed=0)

@@ -33,6 +33,7 @@ def shown(done) -> list[dict[str, str]]:
     return epochs
 
 
+@pytest.mark.long
 def test_three_dev_images_are_captioned_by_the_weights_of_each_epoch(small, tmp_path, monkeypatch):
     options = ("--epochs", 6, "--keep", "last", "--learning_rate", 0.02)
     (tmp_path / "dark").mkdir()
