@@ -219,8 +219,12 @@ def test_what_is_not_served(page, tmp_path):
 
     large = {"files": ("x.jpg", bytes(21 * 10**6))}
     assert httpx.post(f"{page}/gradio_api/upload", files=large).status_code == 413
-    around = {"data": [None, 3, 1], "fn_index": 0}
-    assert httpx.post(f"{page}/gradio_api/run/caption", json=around).status_code >= 400
+    small = {"files": ("x.jpg", (EXAMPLES / "coffee.jpg").read_bytes())}
+    (path,) = httpx.post(f"{page}/gradio_api/upload", files=small).json()
+    assert "event: complete" in ask_plainly(page, {"path": path, **meta}, 3, 1)
+    past_the_queue = {"data": [{"path": path, **meta}, 3, 1]}
+    answer = httpx.post(f"{page}/gradio_api/run/caption", json=past_the_queue, timeout=PATIENCE)
+    assert answer.status_code >= 400
     for path in (inside, "https://192.0.2.1/x.jpg"):
         assert httpx.get(f"{page}/gradio_api/file={path}").status_code == 403
 
