@@ -39,7 +39,7 @@ def untrained(config) -> Captioner:
 
 
 @EACH
-@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("count", [1, pytest.param(3, marks=pytest.mark.long)])
 def test_the_words_make_the_caption_s_probability(config, count):
     """That of one pass over the whole caption is the one that the search added up."""
     captioner = untrained(config) if count == 1 else ensemble(members_of(config))
