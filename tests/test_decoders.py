@@ -68,6 +68,7 @@ def test_features_are_seen_in_standard_deviations(grid):
     np.testing.assert_allclose(variance, expected, atol=1e-7)
 
 
+@pytest.mark.long
 def test_attention_from_training_to_a_caption(small, grid, tmp_path):
     model_path = tmp_path / "m.h5"
     options = ("--epochs", 2, "--units", 32, "--embedding_size", 32, "--batch_size", 16)
