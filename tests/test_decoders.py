@@ -94,6 +94,7 @@ def test_attention_from_training_to_a_caption(small, grid, tmp_path):
     assert "(49, 1280)" in refused.stderr
 
 
+@pytest.mark.long
 def test_layers_from_photos_to_a_caption(small, tmp_path):
     """Each layer's average, of length 1, and the same path from a photo."""
     lite0 = ("--encoder", "efficientnet_lite0", "--features", "layers")

@@ -124,6 +124,7 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     assert "Train anew without --resume" in run_here(*command, "--resume", code=1).stderr
 
 
+@pytest.mark.long
 def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(small, tmp_path):
     command = [sys.executable, "train.py", "--data_dir", small / "data"]
     command += ["--epochs", "1000", "--patience", "1000", "--model_path", tmp_path / "m.h5"]
@@ -176,6 +177,7 @@ def test_a_full_disk_in_train(small, tmp_path, size):
     assert not list(tmp_path.glob(".*"))
 
 
+@pytest.mark.long
 def test_stdout_that_takes_nothing(demo):
     arguments = ("--image_path", demo / "dataset" / "Images" / "scene_0000.jpg")
     model = ("--model_path", demo / "models" / "caption_model.h5")
