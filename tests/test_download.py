@@ -329,8 +329,10 @@ def test_half_an_archive_is_fetched_again(fetch, server, release, complete):
 
 
 IN_A_PROCESS = """
+import signal, zipfile
+import cli
 from data import download
-from test_download import *
+from test_download import at_the_tenth
 download.CHECKSUMS = {sums}
 zipfile.ZipFile.extract = at_the_tenth(lambda: signal.raise_signal(signal.SIGKILL))
 cli.run(download.main)
