@@ -49,9 +49,8 @@ def _draw_grid(figure, items: list[tuple[Path, list[str]]], rows: int, columns: 
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, (path, lines) in zip(grid, items, strict=False):
         axes.imshow(load_image(path))
-        axes.set_xlabel(
-            _plain(_text(lines)), fontsize="medium"
-        )  # the layout makes room for a label
+        # A label, for the layout makes room for one.
+        axes.set_xlabel(_plain(_text(lines)), fontsize="medium")
 
 
 UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
