@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-import cli
-from encoders import load_image
-from files import InputError, one_line
+from captioning import cli
+from captioning.encoders import load_image
+from captioning.files import ROOT, InputError, one_line
 from generate_caption import default_model
 
 MAX_BEAM = 10  # every beam size is compiled once and kept, so their number is bounded
@@ -28,7 +28,7 @@ MAX_WAITING = 50  # requests in the queue; the next one is told to come back lat
 MAX_SESSIONS = 100  # that Gradio keeps something of; nothing that the page needs
 DELETE_CACHE = (300, 1800)  # seconds: every 5 minutes, uploads older than half an hour go
 LOCAL = {"localhost", "127.0.0.1", "::1", "", None}  # None and "" are asked for when binding
-EXAMPLES = sorted((Path(__file__).parent / "data" / "examples").glob("*.jpg"))
+EXAMPLES = sorted((ROOT / "data" / "examples").glob("*.jpg"))
 
 DESCRIPTION = """\
 A page to try a captioner on: drop or take a photo, see its captions with their probabilities, how

@@ -4,8 +4,8 @@ import argparse
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import cli
-from files import InputError
+from captioning import cli
+from captioning.files import InputError
 
 DESCRIPTION = """\
 Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
@@ -70,8 +70,8 @@ def check(path: Path, captioner, first, first_path: Path) -> None:
 
 def ensemble(captioners: list):
     """One captioner that holds the networks of several, which `check` has found to be alike."""
+    from captioning.networks import build_captioner, members
     from model import Captioner
-    from networks import build_captioner, members
 
     first = captioners[0]
     training = {"members": [captioner.config.training for captioner in captioners]}

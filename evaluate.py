@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from captions import SPLITS
-from files import InputError, atomic_path
-from pickles import load_captions, load_features
+from captioning import cli
+from captioning.captions import SPLITS
+from captioning.files import InputError, atomic_path
+from captioning.pickles import load_captions, load_features
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
@@ -56,10 +56,10 @@ def main() -> None:
         raise InputError(f"the {args.split} split is empty: choose another with --split.")
 
     cli.load_tensorflow()
-    from batches import CaptionBatches, caption_rows
+    from captioning.batches import CaptionBatches, caption_rows
+    from captioning.scoring import Scorer
+    from captioning.training import loss_per_token
     from model import Captioner
-    from scoring import Scorer
-    from training import loss_per_token
 
     captioner = Captioner.load(args.model_path)
     captioner.check_features(features)
@@ -109,7 +109,7 @@ def score_rows(
     """
     image_ids = list(captions)
     scores, each = scorer.score(captions, references)
-    from scoring import constant_caption
+    from captioning.scoring import constant_caption
 
     rows = {"model": scores | statistics(captions, training)}
     constant = constant_caption(training)
@@ -195,7 +195,7 @@ def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -
     if missing is not None:
         cli.say(f"no gallery: {missing} is not there. Name the photos' folder with --images_dir.")
         return
-    from figures import draw_captions
+    from captioning.plots import draw_captions
 
     target = args.output_dir / "gallery.png"
     draw_captions(items, target)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-import cli
-from encoders import list_images, try_load_image
-from files import InputError
-from outputs import FORMATS, Lines, Sidecars
+from captioning import cli
+from captioning.encoders import list_images, try_load_image
+from captioning.files import ROOT, InputError
+from captioning.outputs import FORMATS, Lines, Sidecars
 
 TRAINED = Path("models/caption_model.h5")  # train.py's default
-INCLUDED = Path(__file__).parent / "models" / "flickr8k_captioner.h5"
+INCLUDED = ROOT / "models" / "flickr8k_captioner.h5"
 
 DESCRIPTION = """\
 Caption photos: one line each on stdout, everything else on stderr.
@@ -111,8 +111,8 @@ def main() -> None:
         cli.say(f"{before} of {len(photos)} are captioned already")
     captioned, shown, most = 0, [], 0  # to be drawn, and how many of them
     if args.save_figure:
-        from figures import MAX_IMAGES as most
-        from figures import draw_captions
+        from captioning.plots import MAX_IMAGES as most
+        from captioning.plots import draw_captions
     if any(missing):
         for photo, beam in caption_files(photos, missing, args):
             captions = beam[: args.num_captions]

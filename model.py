@@ -8,13 +8,19 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from captions import Vocabulary
-from cli import LENGTH_PENALTY
-from decoding import NEVER, beam_search
-from encoders import Encoder, image_to_pixels, load_image
-from files import InputError
-from model_file import open_model, read_arrays, read_description, write_model
-from networks import CaptionerConfig, attention_weights, build_captioner, first_state, next_word
+from captioning.captions import Vocabulary
+from captioning.cli import LENGTH_PENALTY
+from captioning.decoding import NEVER, beam_search
+from captioning.encoders import Encoder, image_to_pixels, load_image
+from captioning.files import InputError
+from captioning.model_file import open_model, read_arrays, read_description, write_model
+from captioning.networks import (
+    CaptionerConfig,
+    attention_weights,
+    build_captioner,
+    first_state,
+    next_word,
+)
 
 # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
 logging.getLogger("absl").setLevel(logging.ERROR)

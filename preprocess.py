@@ -9,8 +9,8 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-import cli
-from captions import (
+from captioning import cli
+from captioning.captions import (
     SPECIAL_TOKENS,
     SPLITS,
     Vocabulary,
@@ -19,9 +19,9 @@ from captions import (
     read_captions,
     read_split_lists,
 )
-from encoders import ENCODERS, KINDS, list_images
-from files import InputError, is_file, one_line
-from pickles import load_features, save_pickle
+from captioning.encoders import ENCODERS, KINDS, list_images
+from captioning.files import InputError, is_file, one_line
+from captioning.pickles import load_features, save_pickle
 
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
 CAPTION_FILES = (
@@ -249,8 +249,8 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
 
 def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, bool]:
     """The content of features.pkl, and whether it is new: no image has changed, or extracted."""
-    from encoders import Encoder
-    from extraction import extract_features, shard_files
+    from captioning.encoders import Encoder
+    from captioning.features import extract_features, shard_files
 
     if args.weights == "random":
         cli.say("WARNING: --weights random is for tests: such features tell nothing of a photo.")

@@ -4,9 +4,9 @@ import argparse
 import importlib.util
 from pathlib import Path
 
-import cli
-from files import InputError
-from pickles import load_captions, load_features
+from captioning import cli
+from captioning.files import InputError
+from captioning.pickles import load_captions, load_features
 
 # What the model's file says of its training, beside its sizes and its data.
 TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed")
@@ -170,7 +170,7 @@ def main() -> None:
     cli.load_tensorflow()
     import keras
 
-    from training import dev_examples, fit
+    from captioning.training import dev_examples, fit
 
     keras.utils.set_random_seed(args.seed)
     training = {name: getattr(args, name) for name in TRAINING_OPTIONS}
@@ -192,12 +192,12 @@ def main() -> None:
 
 def prepare_training(args, features: dict, text: dict, training: dict):
     """A captioner, its training batches and what writes it, and the dev batches or None."""
-    from batches import CaptionBatches, caption_rows
-    from captions import Vocabulary
+    from captioning.batches import CaptionBatches, caption_rows
+    from captioning.captions import Vocabulary
+    from captioning.networks import build_captioner, standardize
+    from captioning.training import EpochLog
+    from captioning.transfer import load_start, take_over
     from model import Captioner
-    from networks import build_captioner, standardize
-    from training import EpochLog
-    from transfer import load_start, take_over
 
     if args.init_from:
         start, vocabulary, config = load_start(args.init_from, features, text, training)
@@ -233,7 +233,7 @@ def new_config(args, features: dict, text: dict, training: dict):
     Raises:
         InputError: the decoder takes features of another kind.
     """
-    from networks import DECODERS, CaptionerConfig
+    from captioning.networks import DECODERS, CaptionerConfig
 
     taken = DECODERS[args.decoder]
     if features["kind"] not in taken:
@@ -259,9 +259,9 @@ def new_config(args, features: dict, text: dict, training: dict):
 
 def prepare_finetuning(args, features: dict, text: dict, training: dict):
     """A trained captioner, which draws its own batches, and what writes it."""
-    from batches import caption_rows
+    from captioning.batches import caption_rows
+    from captioning.scst import CiderLog, SampledBatches, policy
     from model import Captioner
-    from scst import CiderLog, SampledBatches, policy
 
     start = Captioner.load(args.finetune_cider)
     if start.config.members > 1:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import workload
 
-import cli
+from captioning import cli
 
 MAX_LENGTH = workload.FIRST_LENGTH + len(workload.LENGTHS) - 1 + 1  # words and the start token
 STEPS, WARM_UP = 60, 10  # batches measured, and before them
@@ -95,7 +95,7 @@ def extract(folder: Path, name: str) -> None:
     """Images per second, one `predict` each."""
     from keras.utils import img_to_array, load_img
 
-    from encoders import ENCODERS, Encoder
+    from captioning.encoders import ENCODERS, Encoder
 
     network = Encoder(name, "random" if name == "vgg16" else "imagenet").network
     paths = workload.photos(folder)[: EXTRACTED_IMAGES + 3]

@@ -28,7 +28,7 @@ def products(width: int) -> list[tuple[int, int, int]]:
 
 def main() -> None:
     """One epoch's products, after a first batch."""
-    from captions import Vocabulary
+    from captioning.captions import Vocabulary
 
     vocabulary = Vocabulary(workload.words())
     lengths = sorted(len(vocabulary.encode(line)) - 1 for _, line in workload.captions())

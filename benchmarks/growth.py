@@ -19,7 +19,7 @@ import joblib
 import numpy as np
 import workload
 
-from captions import read_captions, read_split_lists
+from captioning.captions import read_captions, read_split_lists
 
 LITE0 = ("--encoder", "efficientnet_lite0")
 NOISE = 0.05  # standard deviation of what is added to copied features, which are mostly below 1

@@ -23,9 +23,9 @@ sys.path.insert(0, str(ROOT))
 from PIL import Image  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from captions import read_captions  # noqa: E402
-from encoders import load_image  # noqa: E402
-from files import InputError  # noqa: E402
+from captioning.captions import read_captions  # noqa: E402
+from captioning.encoders import load_image  # noqa: E402
+from captioning.files import InputError  # noqa: E402
 
 CAPTIONS = [
     b'image,caption\na.jpg,A dog .\na.jpg,Two dogs\nb.jpg,"A man , old"\nc.jpg,The girl\'s hat\n',

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import workload
 
-import cli
+from captioning import cli
 
 ROUNDS = 3
 PASS = 16  # images per pass of the network, as preprocess.py has it
@@ -22,9 +22,9 @@ def captioner_and_batches(folder: Path, batches_class, share: float = 1.0):
     """An untrained captioner of the full size and the training batches."""
     import keras
 
-    from captions import Vocabulary
+    from captioning.captions import Vocabulary
+    from captioning.networks import CaptionerConfig, build_captioner
     from model import Captioner
-    from networks import CaptionerConfig, build_captioner
 
     keras.utils.set_random_seed(0)
     vocabulary = Vocabulary(workload.words())
@@ -46,8 +46,8 @@ def train(folder: Path, batches_class=None, share: float = 1.0) -> None:
     """Two epochs as train.py does them; the second has no tracing in it."""
     import csv
 
-    from batches import CaptionBatches
-    from training import EpochLog, fit
+    from captioning.batches import CaptionBatches
+    from captioning.training import EpochLog, fit
 
     captioner, batches = captioner_and_batches(folder, batches_class or CaptionBatches, share)
     path = folder / "caption_model.h5"
@@ -59,7 +59,7 @@ def train(folder: Path, batches_class=None, share: float = 1.0) -> None:
 
 def train_unbucketed(folder: Path) -> None:
     """The same, but every batch is as wide as the longest of 64 captions drawn at random."""
-    from batches import CaptionBatches
+    from captioning.batches import CaptionBatches
 
     class RandomBatches(CaptionBatches):
         def order(self):
@@ -100,8 +100,8 @@ def caption(folder: Path) -> None:
 
 def extract(folder: Path, name: str) -> None:
     """Images per second: from files to features, and the bare network, turn by turn."""
-    from encoders import Encoder, load_image
-    from extraction import extract_features, shard_files
+    from captioning.encoders import Encoder, load_image
+    from captioning.features import extract_features, shard_files
 
     encoder = Encoder(name, "random" if name == "vgg16" else "imagenet")
     paths = workload.photos(folder)[: EXTRACTED_IMAGES[name]]

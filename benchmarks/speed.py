@@ -87,9 +87,10 @@ def lite0_model(folder: Path) -> Path:
     """An untrained captioner of EfficientNet-Lite0's features: one photo takes as long with it."""
     path = folder / "lite0_model.h5"
     code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; import cli; cli.load_tensorflow(); "
-        "import workload; from encoders import Encoder; from captions import Vocabulary; "
-        "from model import Captioner; from networks import CaptionerConfig, build_captioner; "
+        "import sys; sys.path[:0] = sys.argv[1:3]; from captioning import cli; "
+        "cli.load_tensorflow(); import workload; from captioning.encoders import Encoder; "
+        "from captioning.captions import Vocabulary; from model import Captioner; "
+        "from captioning.networks import CaptionerConfig, build_captioner; "
         "words = workload.words(); encoder = Encoder('efficientnet_lite0'); "
         "config = CaptionerConfig(1280, len(words), 36, encoder.name, encoder.weights_hash); "
         "Captioner(build_captioner(config), Vocabulary(words), config).save(sys.argv[3])"

@@ -29,7 +29,7 @@ FIRST_LENGTH = 2
 
 def words() -> list[str]:
     """A vocabulary of the size of Flickr8k's, special tokens first."""
-    from captions import SPECIAL_TOKENS
+    from captioning.captions import SPECIAL_TOKENS
 
     count = VOCABULARY_SIZE - len(SPECIAL_TOKENS)
     return [*SPECIAL_TOKENS, *(f"word{i}" for i in range(count))]

@@ -8,11 +8,11 @@ from statistics import mean, median
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
-from captions import SPECIAL_TOKENS, SPLITS
-from encoders import try_load_image
-from files import one_line
-from pickles import load_captions, load_features
+from captioning import cli
+from captioning.captions import SPECIAL_TOKENS, SPLITS
+from captioning.encoders import try_load_image
+from captioning.files import one_line
+from captioning.pickles import load_captions, load_features
 
 EXAMPLES = 4  # photos drawn, as many as stand side by side
 MOST_FREQUENT = 15  # words printed
@@ -50,7 +50,7 @@ def main() -> None:
     print_features(features)
     print_words(words, vocabulary, text["settings"]["min_word_count"])
     examples = choose_examples(text, args.images_dir, args.seed)
-    from figures import draw_description
+    from captioning.plots import draw_description
 
     draw_description(lengths, words, len(vocabulary), examples, args.save_figure)
     print(f"picture: {args.save_figure}")

@@ -11,10 +11,10 @@ from pathlib import Path, PurePosixPath
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
-from captions import SPLIT_LISTS
-from encoders import list_images
-from files import InputError, is_file, one_line
+from captioning import cli
+from captioning.captions import SPLIT_LISTS
+from captioning.encoders import list_images
+from captioning.files import InputError, is_file, one_line
 from preprocess import IMAGE_FOLDERS
 
 RELEASE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
-from captions import SPLIT_LISTS
-from files import atomic_path
+from captioning import cli
+from captioning.captions import SPLIT_LISTS
+from captioning.files import atomic_path
 
 SIZE = 224  # pixels a side
 OVERSAMPLING = 2  # drawn larger and reduced, so that edges are smooth

@@ -5,9 +5,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
+from captioning import cli
+from captioning.pickles import load_captions, load_features
 from data.sample import colour_and_shape
-from pickles import load_captions, load_features
 
 SHOWN = 8  # scenes printed
 
@@ -20,7 +20,7 @@ def main() -> None:
     features, text = load_features(demo_dir / "data"), load_captions(demo_dir / "data")
 
     cli.load_tensorflow()
-    from figures import draw_captions
+    from captioning.plots import draw_captions
     from model import Captioner
 
     captioner = Captioner.load(demo_dir / "models" / "caption_model.h5")

@@ -15,10 +15,10 @@ from matplotlib.patches import Rectangle
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import cli
-from captions import END, PADDING, START
-from files import InputError, atomic_path
-from pickles import load_captions, load_features
+from captioning import cli
+from captioning.captions import END, PADDING, START
+from captioning.files import InputError, atomic_path
+from captioning.pickles import load_captions, load_features
 
 # What each layer does, in the order of the computation: the image's, the words', those of both.
 IMAGE = {
@@ -103,7 +103,7 @@ def draw_batch(photo: Path, words: list[str], inputs, targets, losses, target: P
         losses: (B, T) float, of each target in nats.
         target: the picture to write.
     """
-    from encoders import load_image
+    from captioning.encoders import load_image
 
     rows, columns = inputs.shape
     figure = Figure(figsize=(12.5, 3.6), layout="constrained")
@@ -211,7 +211,7 @@ def main() -> None:
     cli.load_tensorflow()
     import keras
 
-    from batches import CaptionBatches
+    from captioning.batches import CaptionBatches
     from model import Captioner
 
     captioner = Captioner.load(args.demo_dir / "models" / "caption_model.h5")

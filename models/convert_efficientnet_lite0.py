@@ -20,9 +20,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cli  # noqa: E402
-from encoders import LITE0_WEIGHTS, Encoder, build_lite0, load_image  # noqa: E402
-from files import InputError, atomic_path  # noqa: E402
+from captioning import cli  # noqa: E402
+from captioning.encoders import LITE0_WEIGHTS, Encoder, build_lite0, load_image  # noqa: E402
+from captioning.files import InputError, atomic_path  # noqa: E402
 
 BATCH_NORM_EPSILON = 1e-3  # as in the original EfficientNet
 CLASSIFIER = ROOT / "tests" / "efficientnet_lite0_classifier.npz"

@@ -23,11 +23,11 @@ from test_ensemble import members_of
 from test_model import CONFIGS, EACH, WORDS, random_features
 
 import app
-from captions import Vocabulary
-from encoders import Encoder
+from captioning.captions import Vocabulary
+from captioning.encoders import Encoder
+from captioning.networks import build_captioner, first_state, members, next_word
 from ensemble import ensemble
 from model import Captioner
-from networks import build_captioner, first_state, members, next_word
 
 
 def untrained(config) -> Captioner:

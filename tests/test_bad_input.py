@@ -17,10 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import captions
-from captions import read_captions, read_split_lists, tokenize
-from encoders import IMAGE_SIZE, try_load_image
-from files import InputError, one_line
+from captioning import captions
+from captioning.captions import read_captions, read_split_lists, tokenize
+from captioning.encoders import IMAGE_SIZE, try_load_image
+from captioning.files import InputError, one_line
 
 LARGEST = 1_000  # MB that reading one image may take
 SKIPPED, READ = "not a readable image (", ""

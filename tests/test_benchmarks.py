@@ -21,7 +21,7 @@ def test_the_captions_are_as_long_as_flickr8k_s():
 def test_lengths_against_the_real_ones(flickr8k):
     import workload
 
-    from captions import read_captions, read_split_lists
+    from captioning.captions import read_captions, read_split_lists
 
     captions, _ = read_captions(flickr8k / "captions.txt")
     train = read_split_lists(flickr8k)["train"]

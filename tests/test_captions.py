@@ -6,7 +6,7 @@ from itertools import chain
 
 import pytest
 
-from captions import (
+from captioning.captions import (
     END,
     START,
     UNKNOWN,
@@ -17,7 +17,7 @@ from captions import (
     read_split_lists,
     tokenize,
 )
-from files import InputError
+from captioning.files import InputError
 
 
 @pytest.mark.parametrize(

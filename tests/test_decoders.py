@@ -9,9 +9,9 @@ import pytest
 from conftest import run_here
 from PIL import Image
 
-from encoders import GRID_CELLS, Encoder, enlarge, load_image, scale_lite0
+from captioning.encoders import GRID_CELLS, Encoder, enlarge, load_image, scale_lite0
+from captioning.networks import LEAST_VARIANCE, build_captioner, standardize
 from model import Captioner
-from networks import LEAST_VARIANCE, build_captioner, standardize
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_fine_tuning_goes_on_where_it_was_stopped(small, tmp_path):
     assert all(float(row["train_cider"]) > 0 and float(row["dev_cider"]) >= 0 for row in rows)
     assert Image.open(whole.with_suffix(".png")).width > 500
 
-    from training import EpochLog
+    from captioning.training import EpochLog
 
     stop = EpochLog.on_epoch_end
 

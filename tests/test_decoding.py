@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from captions import END, PADDING, START, UNKNOWN
-from decoding import beam_search
+from captioning.captions import END, PADDING, START, UNKNOWN
+from captioning.decoding import beam_search
 
 WORDS = (4, 5, 6)
 VOCABULARY_SIZE = 7

@@ -11,8 +11,7 @@ import pytest
 from conftest import run_here
 from PIL import Image
 
-import figures
-from captions import SPLIT_LISTS, SPLITS
+from captioning.captions import SPLIT_LISTS, SPLITS
 
 
 def describe(data, target, *arguments, images, code=0):

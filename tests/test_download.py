@@ -17,8 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from conftest import ROOT, run_here
 
-import cli
-from captions import SPLIT_LISTS, SPLITS, read_captions
+from captioning import cli
+from captioning.captions import SPLIT_LISTS, SPLITS, read_captions
 from data import download
 from data.sample import write_sample
 
@@ -330,7 +330,7 @@ def test_half_an_archive_is_fetched_again(fetch, server, release, complete):
 
 IN_A_PROCESS = """
 import signal, zipfile
-import cli
+from captioning import cli
 from data import download
 from test_download import at_the_tenth
 download.CHECKSUMS = {sums}

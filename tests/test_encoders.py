@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT, run_script
 from PIL import Image
 
-from encoders import IMAGE_SIZE, Encoder, image_to_pixels, load_image
-from files import InputError
+from captioning.encoders import IMAGE_SIZE, Encoder, image_to_pixels, load_image
+from captioning.files import InputError
 
 
 def write_image(path, image, **options):

@@ -10,11 +10,11 @@ import tensorflow as tf
 from conftest import run_here
 from test_model import CONFIG, EACH, WORDS, random_features
 
-from captions import Vocabulary
+from captioning.captions import Vocabulary
+from captioning.files import InputError
+from captioning.networks import build_captioner, first_state, next_word, standardize
 from ensemble import check, ensemble
-from files import InputError
 from model import Captioner
-from networks import build_captioner, first_state, next_word, standardize
 
 MEMBERS = 3
 

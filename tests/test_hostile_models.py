@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from conftest import PeakMemory, run_script
 
-from captions import SPECIAL_TOKENS, Vocabulary
-from files import InputError
+from captioning.captions import SPECIAL_TOKENS, Vocabulary
+from captioning.files import InputError
+from captioning.networks import LIMITS, CaptionerConfig, build_captioner
 from model import Captioner
-from networks import LIMITS, CaptionerConfig, build_captioner
 
 WORDS = [*SPECIAL_TOKENS, *(f"word{i}" for i in range(40))]
 SIZES = {"embedding_size": 8, "units": 8, "merge_units": 8}

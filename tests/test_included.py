@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, run_here
 
-from captions import Vocabulary, read_captions, read_split_lists
+from captioning.captions import Vocabulary, read_captions, read_split_lists
 from generate_caption import INCLUDED, default_model
 from model import Captioner
 

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import acceleration
 import model
-from acceleration import accelerate
-from batches import CaptionBatches, choose_widths
-from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
-from files import InputError
+from captioning import acceleration
+from captioning.acceleration import accelerate
+from captioning.batches import CaptionBatches, choose_widths
+from captioning.captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
+from captioning.files import InputError
+from captioning.networks import CaptionerConfig, build_captioner, standardize
+from captioning.training import EpochLog, compile_for_training
 from model import Captioner
-from networks import CaptionerConfig, build_captioner, standardize
-from training import EpochLog, compile_for_training
 
 WORDS = [*SPECIAL_TOKENS, *(f"w{i}" for i in range(40))]
 CONFIG = CaptionerConfig(
@@ -202,7 +202,7 @@ def test_the_widths_cost_least(monkeypatch):
     lengths = np.random.default_rng(7).integers(2, 10, 60)
     lengths = np.concatenate([lengths, [0, 0, 15]])  # empty captions need no width of their own
     for cost in (0, 5, 20, 1000):
-        monkeypatch.setattr("batches.WIDTH_COST", cost)
+        monkeypatch.setattr("captioning.batches.WIDTH_COST", cost)
 
         def price(widths, cost=cost):
             padded = sum(min(w for w in widths if w >= n) for n in lengths[lengths > 0])

@@ -12,11 +12,11 @@ import pytest
 from conftest import ROOT, run_here, run_script
 from PIL import Image
 
-import encoders
-from files import InputError
+from captioning import encoders
+from captioning.files import InputError
+from captioning.outputs import FORMATS, Lines
 from generate_caption import INCLUDED
 from model import Captioner
-from outputs import FORMATS, Lines
 
 FORMS = [(form, count) for form in FORMATS for count in (1, 2) if (form, count) != ("coco", 2)]
 EACH = pytest.mark.parametrize(("form", "num_captions"), FORMS)

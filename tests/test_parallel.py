@@ -9,9 +9,9 @@ import time
 import pytest
 from conftest import ROOT, run_script
 
+from captioning.features import SHARD_SIZE, _worker_encoder
+from captioning.files import InputError
 from data.sample import write_sample
-from extraction import SHARD_SIZE, _worker_encoder
-from files import InputError
 
 SCENES = 6 * SHARD_SIZE
 

@@ -11,11 +11,11 @@ import pytest
 from conftest import run_here, run_script
 from PIL import Image
 
-from captions import tokenize
-from cli import LENGTH_PENALTY
+from captioning.captions import tokenize
+from captioning.cli import LENGTH_PENALTY
+from captioning.files import InputError
+from captioning.scoring import Scorer, constant_caption
 from evaluate import score_rows
-from files import InputError
-from scoring import Scorer, constant_caption
 
 CANDIDATES = {"a.jpg": "a dog runs fast", "b.jpg": "a man sits down"}
 REFERENCES = {
@@ -170,8 +170,8 @@ def test_evaluate_writes_comparable_results(demo, captioner, tmp_path):
     # Scored again from what was written, by the scorers themselves.
     from pycocoevalcap.cider.cider import Cider
 
-    from batches import CaptionBatches, caption_rows
-    from training import loss_per_token
+    from captioning.batches import CaptionBatches, caption_rows
+    from captioning.training import loss_per_token
 
     said = {line["image_id"]: [line["caption"]] for line in captions}
     truth = {image_id: text["captions"][image_id] for image_id in said}

@@ -11,7 +11,7 @@ import pytest
 from conftest import run_here, run_script
 from PIL import Image
 
-from captions import SPLITS
+from captioning.captions import SPLITS
 from data.sample import COLOURS, SHAPES, colour_and_shape, write_sample
 
 LITE0 = ("--encoder", "efficientnet_lite0")
@@ -58,7 +58,7 @@ def test_the_pickles_are_as_documented(demo):
 
 
 def test_the_features_are_those_of_the_images(demo):
-    from encoders import Encoder, load_image
+    from captioning.encoders import Encoder, load_image
 
     features = joblib.load(demo / "data" / "features.pkl")
     chosen = [0, 255, 256, 719]  # both sides of a shard's edge
@@ -145,7 +145,7 @@ def test_captioning_needs_no_pickle_and_formats_agree(demo, captioner, tmp_path)
 
 def test_caption_takes_paths_images_and_pixels(demo, captioner):
     path = demo / "dataset" / "Images" / "scene_0003.jpg"
-    from encoders import load_image
+    from captioning.encoders import load_image
 
     caption = captioner.caption(path)
     assert caption
@@ -204,8 +204,8 @@ def test_without_lists_a_seeded_split_and_without_dev_a_training(dataset, tmp_pa
 
 def test_finished_shards_are_not_redone(dataset, tmp_path):
     """A shard that an earlier run left is used; one of a changed file is not."""
-    import extraction
-    from encoders import Encoder
+    from captioning import features as extraction
+    from captioning.encoders import Encoder
 
     encoder = Encoder("efficientnet_lite0", "random")
     paths = sorted((dataset / "Images").iterdir())

@@ -8,12 +8,21 @@ import pytest
 import tensorflow as tf
 from test_model import CONFIG, EACH, WORDS, random_features
 
-from captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
-from decoding import draw_captions
+from captioning.captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
+from captioning.decoding import draw_captions
+from captioning.networks import build_captioner, next_word, standardize
+from captioning.scst import (
+    HIDDEN,
+    MAX_WORDS,
+    SAMPLES,
+    WIDTH_STEP,
+    CiderD,
+    CiderLog,
+    SampledBatches,
+    policy,
+)
+from captioning.training import compile_for_training, fit
 from model import Captioner
-from networks import build_captioner, next_word, standardize
-from scst import HIDDEN, MAX_WORDS, SAMPLES, WIDTH_STEP, CiderD, CiderLog, SampledBatches, policy
-from training import compile_for_training, fit
 
 
 def random_captions(random, images: int, each: int) -> list[list[str]]:

@@ -9,8 +9,8 @@ import tensorflow as tf
 from conftest import run_here
 from test_faults import trained
 
+from captioning.training import EpochLog
 from model import Captioner
-from training import EpochLog
 
 SIZES = ("--units", 16, "--embedding_size", 16, "--batch_size", 16)
 

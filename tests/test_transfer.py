@@ -14,15 +14,15 @@ from conftest import ROOT, run_here
 from test_ensemble import members_of
 from test_model import CONFIG, EACH, WORDS, random_batches, random_features
 
-from captions import PADDING, SPECIAL_TOKENS, Vocabulary
+from captioning.captions import PADDING, SPECIAL_TOKENS, Vocabulary
+from captioning.encoders import LITE0_WEIGHTS
+from captioning.networks import build_captioner
+from captioning.pickles import save_pickle
+from captioning.transfer import extend, take_over
 from data.sample import COLOURS, SHAPES, write_sample
-from encoders import LITE0_WEIGHTS
 from ensemble import ensemble
 from generate_caption import INCLUDED
 from model import Captioner
-from networks import build_captioner
-from pickles import save_pickle
-from transfer import extend, take_over
 
 NEW = ["new", "newer"]
 
@@ -175,7 +175,8 @@ def test_your_own_data_as_the_readme_says(tmp_path):
     """Its commands, one after the other, on drawn photos and a CSV of two columns."""
     copy = tmp_path / "copy"
     (copy / "models").mkdir(parents=True)
-    for path in (*ROOT.glob("*.py"), LITE0_WEIGHTS, INCLUDED):
+    (copy / "captioning").mkdir()
+    for path in (*ROOT.glob("*.py"), *ROOT.glob("captioning/*.py"), LITE0_WEIGHTS, INCLUDED):
         shutil.copy(path, copy / path.relative_to(ROOT))
     mine = copy / "data" / "mine"
     write_sample(mine, scenes=40, seed=4)

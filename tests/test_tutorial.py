@@ -11,8 +11,8 @@ import pytest
 from conftest import ROOT, run_script
 from PIL import Image
 
-from networks import CaptionerConfig, build_captioner
-from pickles import load_captions
+from captioning.networks import CaptionerConfig, build_captioner
+from captioning.pickles import load_captions
 
 PAGE = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCKS = re.findall(r"^```(\w+) ?(\w*)\n(.*?)^```$", PAGE, re.M | re.S)

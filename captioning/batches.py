@@ -3,8 +3,8 @@
 import numpy as np
 import tensorflow as tf
 
-from captions import PADDING, Vocabulary
-from files import InputError
+from captioning.captions import PADDING, Vocabulary
+from captioning.files import InputError
 
 WIDTH_COST = 1500  # tokens of padding an epoch that a width must save: XLA compiles it, 2 seconds
 

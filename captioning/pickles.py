@@ -10,8 +10,8 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-from captions import SPLITS
-from files import InputError, atomic_path, is_file, one_line
+from captioning.captions import SPLITS
+from captioning.files import InputError, atomic_path, is_file, one_line
 
 
 def _is_text(value) -> bool:

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 from scipy.sparse import csr_matrix
 
-from files import InputError
+from captioning.files import InputError
 
 MAX_ORDER = 4  # BLEU-4's longest n-gram
 CIDER_SIGMA = 6.0  # words: CIDEr-D's tolerance for another length

@@ -15,7 +15,7 @@ import h5py
 import keras
 import numpy as np
 
-from files import InputError, atomic_path, is_file, one_line
+from captioning.files import InputError, atomic_path, is_file, one_line
 
 FORMAT_VERSION = 3  # of the group below
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words

@@ -19,9 +19,9 @@ from pathlib import Path
 import joblib
 import numpy as np
 
-import cli
-from encoders import Encoder, try_load_image
-from files import InputError, atomic_path, one_line
+from captioning import cli
+from captioning.encoders import Encoder, try_load_image
+from captioning.files import ROOT, InputError, atomic_path, one_line
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
 CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
@@ -199,7 +199,7 @@ def _cluster(address: str | None) -> Iterator[None]:
             f"no Dask scheduler answers at {address}. Start one: dask scheduler"
         ) from error
     with client, joblib.parallel_config("dask", client=client):
-        start = f"PYTHONPATH={Path(__file__).parent} dask worker {address} --nthreads 1"
+        start = f"PYTHONPATH={ROOT} dask worker {address} --nthreads 1"
         try:
             client.wait_for_workers(1, timeout=CONNECTION_TIMEOUT)
             yield

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from files import InputError, atomic_path, is_file, one_line
+from captioning.files import InputError, atomic_path, is_file, one_line
 
 FORMATS = ("tsv", "jsonl", "csv", "coco")
 TSV_ESCAPES = str.maketrans({"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"})

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parent.parent  # of the repository
 ABANDONED = 3600  # seconds without a change, after which a temporary file is a killed run's
 
 

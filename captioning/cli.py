@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from files import InputError, one_line
+from captioning.files import InputError, one_line
 
 LENGTH_PENALTY = 0.8  # default of beam search, chosen on Flickr8k's dev split
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2

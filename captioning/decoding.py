@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from captions import END, PADDING, START, UNKNOWN
+from captioning.captions import END, PADDING, START, UNKNOWN
 
 NEVER = float("-inf")  # log-probability of what must not be said
 NOT_SAID = [[PADDING], [UNKNOWN], [START]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from files import InputError, atomic_path, one_line
+from captioning.files import InputError, atomic_path, one_line
 
 
 def save_checkpoint(path: Path, network: keras.Model, run: dict, history: list[dict]) -> None:

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-import cli
-from batches import CaptionBatches
-from captions import UNKNOWN, Vocabulary
+from captioning import cli
+from captioning.batches import CaptionBatches
+from captioning.captions import UNKNOWN, Vocabulary
+from captioning.networks import CaptionerConfig, members
 from model import Captioner
-from networks import CaptionerConfig, members
 
 BY_WORD = ("embedding", "logits")  # layers whose arrays have a row or a column for each word
 LEVEL_BATCHES = 16  # of captions, on which the level of the known words' logits is measured

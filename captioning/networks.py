@@ -8,9 +8,9 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from captions import MAX_CAPTION_WORDS
-from encoders import ENCODERS, GRID_CELLS
-from files import InputError
+from captioning.captions import MAX_CAPTION_WORDS
+from captioning.encoders import ENCODERS, GRID_CELLS
+from captioning.files import InputError
 
 # And the kinds of features that each one takes.
 DECODERS = {"merge": ("pooled", "layers"), "attention": ("grid",)}

@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from files import InputError, is_file, one_line
+from captioning.files import InputError, is_file, one_line
 
 PADDING, UNKNOWN, START, END = range(4)  # ids; words follow from 4 on
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")  # never a token: < and > are stripped

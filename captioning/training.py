@@ -9,12 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 
-import cli
-from acceleration import accelerate
-from batches import CaptionBatches
-from checkpoint import load_checkpoint, save_checkpoint
-from figures import draw_curves
-from files import InputError, atomic_path, one_line
+from captioning import cli
+from captioning.acceleration import accelerate
+from captioning.batches import CaptionBatches
+from captioning.checkpoint import load_checkpoint, save_checkpoint
+from captioning.files import InputError, atomic_path, one_line
+from captioning.plots import draw_curves
 from model import Captioner
 
 SHOWN = 3  # dev images whose captions are shown after each epoch

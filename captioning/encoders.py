@@ -17,13 +17,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from files import InputError, is_file, one_line
+from captioning.files import ROOT, InputError, is_file, one_line
 
 IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
 GRID_CELLS = 49  # of both encoders' last maps, 7 × 7, row by row
 KINDS = ("pooled", "layers", "grid")  # of features
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
-LITE0_WEIGHTS = Path(__file__).parent / "models" / "efficientnet_lite0.h5"
+LITE0_WEIGHTS = ROOT / "models" / "efficientnet_lite0.h5"
 VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 VGG16_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{VGG16_FILE}"
 

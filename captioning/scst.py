@@ -17,14 +17,14 @@ from functools import cached_property
 import numpy as np
 import tensorflow as tf
 
-import cli
-from batches import pipeline
-from captions import END, PADDING, START
-from decoding import draw_captions
+from captioning import cli
+from captioning.batches import pipeline
+from captioning.captions import END, PADDING, START
+from captioning.decoding import draw_captions
+from captioning.networks import build_captioner, first_state, next_word
+from captioning.scoring import CIDER_SIGMA, MAX_ORDER, ngrams
+from captioning.training import EpochLog
 from model import Captioner
-from networks import build_captioner, first_state, next_word
-from scoring import CIDER_SIGMA, MAX_ORDER, ngrams
-from training import EpochLog
 
 SAMPLES = 5  # captions drawn of each photo; each one's baseline is the mean of the other four
 HIDDEN = 0.3  # share of a photo's floats (benchmarks/quality.md)

@@ -1,0 +1,1 @@
+"""The captioner's library: images, captions, features, decoders, training, decoding, scores."""
