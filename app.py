@@ -18,9 +18,8 @@ import numpy as np
 from PIL import Image
 
 from captioning import cli
-from captioning.encoders import load_image
 from captioning.files import ROOT, InputError, one_line
-from generate_caption import default_model
+from captioning.images import load_image
 
 MAX_BEAM = 10  # every beam size is compiled once and kept, so their number is bounded
 MAX_FILE = "20mb"  # of an upload; the pixels are bounded by load_image
@@ -79,7 +78,7 @@ def main() -> None:
     cli.load_tensorflow()
     from model import Captioner
 
-    captioner = Captioner.load(args.model_path or default_model(), args.weights)
+    captioner = Captioner.load(args.model_path or cli.default_model(), args.weights)
     captioner.caption(np.zeros((224, 224, 3), np.uint8))  # a fault is told now, not on the page
     stay_local(args.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service tidies up, too
@@ -115,7 +114,7 @@ def serve(captioner, host: str, port: int) -> None:
         )
     except OSError as error:
         raise InputError(f"cannot listen on {host}:{port}. Name another --port.") from error
-    cli.say(f"listening on {url} (Ctrl-C stops)")
+    cli.log(f"listening on {url} (Ctrl-C stops)")
     try:
         threading.Event().wait()
     finally:

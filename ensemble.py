@@ -1,4 +1,4 @@
-"""Put several captioners into one file, which speak with one voice."""
+"""Put several captioners into one file and average their logits."""
 
 import argparse
 from dataclasses import asdict, replace
@@ -39,18 +39,15 @@ def main() -> None:
     from model import Captioner
 
     captioners = [Captioner.load(path) for path in args.members]
-    first = captioners[0]
     for path, captioner in zip(args.members, captioners, strict=True):
-        check(path, captioner, first, args.members[0])
+        check(path, captioner, captioners[0], args.members[0])
     ensemble(captioners).save(args.model_path, half=True)
-    cli.say(
-        f"{len(captioners)} captioners in {args.model_path}, "
-        f"{args.model_path.stat().st_size / 1e6:.1f} MB"
-    )
+    size = args.model_path.stat().st_size / 1e6
+    cli.log(f"{len(captioners)} captioners in {args.model_path}, {size:.1f} MB")
 
 
 def check(path: Path, captioner, first, first_path: Path) -> None:
-    """Make sure that `captioner` can stand beside `first`.
+    """Make sure that `captioner` can be averaged with `first`.
 
     Raises:
         InputError: it is an ensemble itself, or of other sizes, words or features.
@@ -69,17 +66,16 @@ def check(path: Path, captioner, first, first_path: Path) -> None:
 
 
 def ensemble(captioners: list):
-    """One captioner that holds the networks of several, which `check` has found to be alike."""
-    from captioning.networks import build_captioner, members
-    from model import Captioner
+    """One captioner of the networks of several, which `check` has found to be alike."""
+    from model import Captioner, build_decoder
 
     first = captioners[0]
     training = {"members": [captioner.config.training for captioner in captioners]}
     config = replace(first.config, members=len(captioners), training=training)
-    network = build_captioner(config)
-    for member, captioner in zip(members(network), captioners, strict=True):
-        member.set_weights(captioner.network.get_weights())
-    return Captioner(network, first.vocabulary, config)
+    decoder = build_decoder(config)
+    for member, captioner in zip(decoder.members, captioners, strict=True):
+        member.copy_pretrained(captioner.decoder)
+    return Captioner(decoder, first.vocabulary, config)
 
 
 if __name__ == "__main__":

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.captions import SPLITS
+from captioning.captions import SPLITS, load_captions
+from captioning.features import load_features
 from captioning.files import InputError, atomic_path
-from captioning.pickles import load_captions, load_features
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
@@ -63,7 +63,7 @@ def main() -> None:
 
     captioner = Captioner.load(args.model_path)
     captioner.check_features(features)
-    pairs = caption_rows(args.split, text["captions"], text["splits"], features["image_ids"])
+    pairs = caption_rows(args.split, text, features)
     rows = list(dict.fromkeys(row for row, _ in pairs))  # one per image, in the split's order
     matrix = features["features"][rows]  # (N, …)
     started = time.perf_counter()
@@ -76,7 +76,7 @@ def main() -> None:
     training = {i: text["captions"][i] for i in text["splits"]["train"]}
     results, each = score_rows(scorer, captions, references, training, args.seed)
     batches = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
-    results["model"]["loss_per_token"] = loss_per_token(captioner.network, batches)
+    results["model"]["loss_per_token"] = loss_per_token(captioner.decoder.network, batches)
     results["protocol"] |= {
         "split": args.split,
         "decoding": {"beam_size": args.beam_size, "length_penalty": args.length_penalty},
@@ -88,7 +88,7 @@ def main() -> None:
     write_results(args.output_dir, captions, results)
     print_table(results)
     if scorer.without_meteor:
-        cli.say(f"no METEOR: {scorer.without_meteor}; the other scores stand.")
+        cli.log(f"no METEOR: {scorer.without_meteor}; the other scores stand.")
     draw_gallery(args, captions, references, each)
 
 
@@ -193,7 +193,7 @@ def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -
         items.append((args.images_dir / image_id, lines))
     missing = next((path for path, _ in items if not path.is_file()), None)
     if missing is not None:
-        cli.say(f"no gallery: {missing} is not there. Name the photos' folder with --images_dir.")
+        cli.log(f"no gallery: {missing} is not there. Name the photos' folder with --images_dir.")
         return
     from captioning.plots import draw_captions
 

@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.encoders import list_images, try_load_image
-from captioning.files import ROOT, InputError
+from captioning.files import InputError
+from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, Lines, Sidecars
-
-TRAINED = Path("models/caption_model.h5")  # train.py's default
-INCLUDED = ROOT / "models" / "flickr8k_captioner.h5"
 
 DESCRIPTION = """\
 Caption photos: one line each on stdout, everything else on stderr.
@@ -108,7 +105,7 @@ def main() -> None:
     missing = output.open(photos, args.resume)
     before = missing.count(False)
     if before:
-        cli.say(f"{before} of {len(photos)} are captioned already")
+        cli.log(f"{before} of {len(photos)} are captioned already")
     captioned, shown, most = 0, [], 0  # to be drawn, and how many of them
     if args.save_figure:
         from captioning.plots import MAX_IMAGES as most
@@ -124,17 +121,10 @@ def main() -> None:
     if not captioned + before:
         raise InputError(f"none of the {len(photos)} files could be captioned.")
     if len(photos) > 1:
-        cli.say(f"{captioned} captioned, {sum(missing) - captioned} skipped")
+        cli.log(f"{captioned} captioned, {sum(missing) - captioned} skipped")
     if args.save_figure:
         draw_captions(shown, args.save_figure)
-        cli.say(f"drew {args.save_figure}")
-
-
-def default_model() -> Path:
-    """The user's own model where there is one, otherwise the included one; says which."""
-    path = TRAINED if TRAINED.is_file() else INCLUDED
-    cli.say(f"captions by {path}{' (included)' if path == INCLUDED else ''}")
-    return path
+        cli.log(f"drew {args.save_figure}")
 
 
 def expand(arguments: list[str]) -> Iterator[Path]:
@@ -146,7 +136,7 @@ def expand(arguments: list[str]) -> Iterator[Path]:
             continue
         images = list_images(path)
         if not images:
-            cli.say(f"no images in {path}: it has no file named like .jpg or .png")
+            cli.log(f"no images in {path}: it has no file named like .jpg or .png")
         yield from images
 
 
@@ -160,7 +150,7 @@ def caption_files(photos: list[Path], missing: list[bool], args) -> Iterator[tup
     cli.load_tensorflow()
     from model import Captioner
 
-    captioner = Captioner.load(args.model_path or default_model(), args.weights)
+    captioner = Captioner.load(args.model_path or cli.default_model(), args.weights)
     last = max((i for i, left in enumerate(missing) if not left), default=-1)
     with ThreadPoolExecutor() as pool, cli.progress(sum(missing), "image") as bar:
         for start in range(0, len(photos), args.batch_size):
@@ -173,7 +163,7 @@ def caption_files(photos: list[Path], missing: list[bool], args) -> Iterator[tup
             loaded = pool.map(try_load_image, [photos[i] for i in read])
             for i, (pixels, error) in zip(read, loaded, strict=True):
                 if error:
-                    cli.say(f"skipped: {error}")
+                    cli.log(f"skipped: {error}")
                 else:
                     readable.append(i)
                     batch.append(pixels)  # (224, 224, 3)

@@ -1,59 +1,182 @@
-"""The Captioner: a caption network put to use, in one .h5 file."""
+"""The merge network of the paper, and the Captioner: a decoder put to use, in one .h5 file."""
 
-import logging
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-import keras
 import numpy as np
 import tensorflow as tf
+from keras import layers
 
-from captioning.captions import Vocabulary
-from captioning.cli import LENGTH_PENALTY
-from captioning.decoding import NEVER, beam_search
-from captioning.encoders import Encoder, image_to_pixels, load_image
+from captioning.attention import AttentionDecoder
+from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
+from captioning.decoder import Decoder, Ensemble
+from captioning.decoding import NEG_INF, beam_search
+from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
 from captioning.files import InputError
+from captioning.images import image_to_pixels, load_image
 from captioning.model_file import open_model, read_arrays, read_description, write_model
-from captioning.networks import (
-    CaptionerConfig,
-    attention_weights,
-    build_captioner,
-    first_state,
-    next_word,
-)
 
-# Keras calls HDF5 "legacy" at every save; here it is the format asked for.
-logging.getLogger("absl").setLevel(logging.ERROR)
 
+class MergeDecoder(Decoder):
+    """The LSTM reads words alone; the photo is added to what it has read (Tanti et al. 2017).
+
+    features (B, feature_size) ─ FeatureInput ─ Dense, relu ───────────────┐
+    tokens (B, T) ─ Embedding ─ dropout ─ LSTM (B, T, units) ─ [Dense] ─ Add ─ Dense, relu ─
+    dropout ─ Dense ─ logits (B, T, vocabulary_size)
+
+    Since the LSTM never sees the photo, one pass over a whole caption gives the loss and the
+    gradients of all its prefixes.
+    """
+
+    kinds = ("pooled", "layers")
+
+    def build(self, config) -> None:
+        """Make the layers: the photo's, the words', those of both."""
+        width = config.merge_units
+        self.image_input = self.add_feature_input("image")
+        self.image = layers.Dense(width, activation="relu", name="image")
+        self.image_step = layers.Reshape((1, width), name="image_step")
+        self.lstm = layers.LSTM(config.units, return_sequences=True, name="lstm")
+        # Projects the LSTM's output to the width of the sum, where they differ.
+        self.words = layers.Dense(width, name="words") if config.units != width else None
+        self.merge = layers.Add(name="merge")
+        self.merged = layers.Dense(width, activation="relu", name="merged")
+        # With as much dropout as before the LSTM, captions were more general.
+        self.merged_dropout = self.add_dropout("merged", 0.6 * config.dropout)
+
+    def project(self, features, training=None):
+        """Features (B, feature_size) -> the photo's summand (B, 1, merge_units)."""
+        return self.image_step(self.image(self.image_input(features, training)))
+
+    def logits_of(self, image, tokens):
+        """Whole captions: tokens (B, T) -> logits (B, T, V)."""
+        return self.combine(image, self.lstm(self.embed(tokens)))
+
+    def init_state(self, features, training: bool = False):
+        """The LSTM's hidden and cell state (W, units) each, and what `project` gives."""
+        image = self.project(features, training)
+        zeros = tf.zeros([tf.shape(image)[0], self.config.units])
+        return zeros, zeros, image
+
+    def step(self, tokens, state):
+        """One word on: tokens (W,) -> logits (W, V) and the next state."""
+        hidden, cell, image = state
+        _, (hidden, cell) = self.lstm.cell(self.embedding(tokens), (hidden, cell))
+        return self.combine(image, hidden[:, None])[:, 0], (hidden, cell, image)
+
+    def combine(self, image, hidden):
+        """The photo's summand and the LSTM's output (B, T, units) -> logits (B, T, V)."""
+        words = self.words(hidden) if self.words else hidden  # (B, T, merge_units)
+        merged = self.merged(self.merge([image, words]))  # (B, T, merge_units)
+        return self.logits(self.merged_dropout(merged))
+
+
+# What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
+DECODERS = {"merge": MergeDecoder, "attention": AttentionDecoder}
+# Upper bounds for the sizes read from a file: beyond them is a mistake or an attack.
+LIMITS = {
+    "feature_size": 2**20,
+    "vocabulary_size": 2**20,
+    "max_length": MAX_CAPTION_WORDS,
+    "embedding_size": 2**14,
+    "units": 2**14,
+    "merge_units": 2**14,
+    "members": 2**4,
+}
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
 
+@dataclass(frozen=True)
+class CaptionerConfig:
+    """The few numbers that, with the weights and the vocabulary, make a captioner.
+
+    Raises:
+        InputError: one is not of its type, or out of its range.
+    """
+
+    feature_size: int  # floats per image, or per cell of its grid
+    vocabulary_size: int
+    max_length: int  # words in the longest training caption: decoding stops there
+    encoder: str  # which CNN made the features
+    weights_hash: str  # of that CNN, as `Encoder.weights_hash`
+    features: str = "pooled"  # their kind, as `Encoder.kind`
+    embedding_size: int = 256
+    units: int = 256  # of the LSTM
+    merge_units: int = 256  # of the layers where image and words are added
+    dropout: float = 0.5
+    decoder: str = "merge"  # a key of `DECODERS`, which takes such features
+    members: int = 1  # networks of these sizes, whose logits are averaged
+    training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
+
+    def __post_init__(self):
+        for known in fields(self):
+            value = getattr(self, known.name)
+            if type(value) is not known.type:
+                raise InputError(
+                    f"{known.name} is {value!r:.50}, not of type {known.type.__name__}"
+                )
+        for name, limit in LIMITS.items():
+            if not 1 <= getattr(self, name) <= limit:
+                raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
+        if not 0 <= self.dropout < 1:
+            raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
+        kinds = DECODERS[self.decoder].kinds if self.decoder in DECODERS else ()
+        for name, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("features", kinds)):
+            if getattr(self, name) not in known:
+                raise InputError(
+                    f"its {name} is {getattr(self, name)!r:.50}, not one of {', '.join(known)}"
+                )
+
+    @property
+    def features_shape(self) -> tuple[int, ...]:
+        """Of one image's features: (feature_size,), or (cells, feature_size) of a grid."""
+        return (GRID_CELLS,) * (self.features == "grid") + (self.feature_size,)
+
+    def count_parameters(self) -> int:
+        """The network's parameters; none is made."""
+        return self.members * DECODERS[self.decoder].count(replace(self, members=1))
+
+
+def build_decoder(
+    config: CaptionerConfig, log_frequencies: np.ndarray | None = None
+) -> Decoder | Ensemble:
+    """The network of `config`, untrained; for `log_frequencies` see `Decoder`."""
+    decoder = DECODERS[config.decoder]
+    if config.members == 1:
+        return decoder(config, log_frequencies)
+    alone = replace(config, members=1)
+    names = [f"member{number}" for number in range(1, config.members + 1)]
+    return Ensemble([decoder(alone, name=name) for name in names], config)
+
+
 class Captioner:
-    """A trained network with its vocabulary: features or photos in, sentences out.
+    """A trained decoder with its vocabulary: features or photos in, sentences out.
 
     >>> Captioner.load("models/caption_model.h5").caption("x.jpg")  # doctest: +SKIP
     'a dog runs through the grass'
     """
 
-    def __init__(self, network: keras.Model, vocabulary: Vocabulary, config: CaptionerConfig):
-        self.network = network
-        self.vocabulary = vocabulary
-        self.config = config
+    def __init__(
+        self, decoder: Decoder | Ensemble, vocabulary: Vocabulary, config: CaptionerConfig
+    ):
+        self.decoder, self.vocabulary, self.config = decoder, vocabulary, config
         self.encoder_weights = "imagenet"
         self._encoder: Encoder | None = None
+        self._searches: dict[int, tf.types.experimental.PolymorphicFunction] = {}  # by beam size
 
     # -- the .h5 file --------------------------------------------------------------------------
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
-        write_model(path, self.network, self.vocabulary.words, asdict(self.config), half)
+        config = asdict(self.config)
+        write_model(path, self.decoder.network, self.vocabulary.words, config, half)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
         """Read a captioner; its encoder is built when the first photo comes.
 
         Args:
-            path: an .h5 that `save` wrote; one from elsewhere cannot do harm.
+            path: an .h5 that `save` wrote; a file from elsewhere cannot do harm.
             weights: the encoder's, as in `Encoder`.
 
         Raises:
@@ -67,18 +190,18 @@ class Captioner:
                 raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
             if 2 * config.count_parameters() > Path(path).stat().st_size:  # before they are built
                 raise InputError(f"too small for its {config.count_parameters()} parameters")
-            network = build_captioner(config)
-            read_arrays(file, network)
-        captioner = cls(network, vocabulary, config)
+            decoder = build_decoder(config)
+            read_arrays(file, decoder.network)
+        captioner = cls(decoder, vocabulary, config)
         captioner.encoder_weights = weights
         return captioner
 
     def check_features(self, features: dict) -> None:
-        """Make sure that features.pkl's are of the kind the captioner was trained on.
+        """Make sure that the content of features.pkl is what the captioner was trained on.
 
         Raises:
-            InputError: they come from another encoder, or other weights of it, or are of another
-                kind or size.
+            InputError: the features come from another encoder, or other weights of it, or are of
+                another kind or size.
         """
         config, shape = self.config, features["features"].shape[1:]
         if (features["kind"], shape) != (config.features, config.features_shape):
@@ -102,7 +225,7 @@ class Captioner:
         """The CNN that the training features came from.
 
         Raises:
-            InputError: its weights cannot be had, or are not those used in training.
+            InputError: its weights cannot be loaded, or are not those used in training.
         """
         if self._encoder is None:
             encoder = Encoder(self.config.encoder, self.encoder_weights, self.config.features)
@@ -111,11 +234,6 @@ class Captioner:
                     f"the {encoder.name} weights ({self.encoder_weights}) are not those the "
                     f"captioner was trained with. Name the same ones with --weights."
                 )
-            if encoder.features_shape != self.config.features_shape:
-                raise InputError(
-                    f"the captioner takes {self.config.features_shape} floats an image, not the "
-                    f"{encoder.features_shape} of {encoder.name}."
-                )
             self._encoder = encoder
         return self._encoder
 
@@ -123,10 +241,8 @@ class Captioner:
         """Caption one image: a path, a PIL image, or (224, 224, 3) uint8 pixels."""
         if isinstance(image, str | Path):
             pixels = load_image(image)
-        elif isinstance(image, np.ndarray):
-            pixels = image
         else:
-            pixels = image_to_pixels(image)
+            pixels = image if isinstance(image, np.ndarray) else image_to_pixels(image)
         return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
 
     def caption_features(
@@ -145,15 +261,29 @@ class Captioner:
             beam_size: hypotheses kept at each step; 1 is greedy decoding.
             length_penalty: see `decoding.beam_search`.
         """
+        if beam_size not in self._searches:
+            self._searches[beam_size] = tf.function(
+                lambda *arguments: self._search(beam_size, *arguments), reduce_retracing=True
+            )
         penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
         beams = []
         for start in range(0, len(features), DECODING_BATCH):
             batch = np.asarray(features[start : start + DECODING_BATCH])
-            tokens, scores = self._search(batch, beam_size, penalty)
-            for lines, line_scores in zip(tokens.numpy(), scores.numpy(), strict=True):  # (K, …)
-                found = zip(lines, line_scores, strict=True)
-                beams.append([(self.vocabulary.decode(t), float(s)) for t, s in found if s > NEVER])
+            tokens, scores = self._searches[beam_size](batch, penalty)  # (B, K, …), (B, K)
+            for ids, sums in zip(tokens.numpy(), scores.numpy(), strict=True):
+                beam = [
+                    (self.vocabulary.decode(i), float(s)) for i, s in zip(ids, sums) if s > NEG_INF
+                ]
+                beams.append(beam)
         return beams
+
+    def _search(self, beam_size: int, features, length_penalty):
+        """Features (B, …) and a scalar -> tokens (B, K, max_length) and scores (B, K)."""
+        state = self.decoder.init_state(features)
+        state = tf.nest.map_structure(lambda part: tf.repeat(part, beam_size, axis=0), state)
+        count = features.shape[0] or tf.shape(features)[0]  # known until sizes have varied
+        max_length = self.config.max_length
+        return beam_search(self.decoder.step, state, count, beam_size, max_length, length_penalty)
 
     def explain(
         self, features: np.ndarray, caption: str
@@ -165,35 +295,16 @@ class Captioner:
             caption: a sentence from `decode`.
 
         Returns:
-            The T words, <end> among them where the network said it; their probabilities (T,),
+            The T words, <end> among them where the network produced it; their probabilities (T,),
             whose product is the caption's; the cells' weights (T, cells), or None without
             attention.
         """
         # Only a caption of max_length words ends without END.
         ids = np.array([self.vocabulary.encode(caption)[: self.config.max_length + 1]], np.int32)
-        tokens, said = ids[:, :-1], ids[0, 1:]  # (1, T), (T,)
-        probabilities = tf.nn.softmax(self.network([features, tokens])[0]).numpy()  # (T, V)
-        weights = None
-        if self.config.decoder == "attention":
-            weights = attention_weights(self.network, features, tokens)[0]
-        words = [self.vocabulary.words[i] for i in said]
-        return words, probabilities[np.arange(len(said)), said], weights
-
-    @tf.function(reduce_retracing=True)
-    def _search(self, features, beam_size, length_penalty):
-        return beam_search(
-            self._step,
-            first_state(self.network, features, beam_size),
-            _count(features),
-            beam_size,
-            self.config.max_length,
-            length_penalty,
-        )
-
-    def _step(self, tokens, state):
-        return next_word(self.network, tokens, state)
-
-
-def _count(features) -> int | tf.Tensor:
-    """The number of images; a tensor once batches of several sizes have come."""
-    return features.shape[0] or tf.shape(features)[0]
+        tokens, targets = ids[:, :-1], ids[0, 1:]  # (1, T), (T,)
+        logits = self.decoder.network([features, tokens])  # (1, T, V)
+        probabilities = tf.nn.softmax(logits[0]).numpy()  # (T, V)
+        weights = self.decoder.attention(features, tokens)  # (1, T, cells)
+        words = [self.vocabulary.words[i] for i in targets]
+        weights = None if weights is None else np.asarray(weights[0])
+        return words, probabilities[np.arange(len(targets)), targets], weights

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from captioning import cli
 from captioning.captions import (
+    CAPTION_FILES,
+    IMAGE_FOLDERS,
     SPECIAL_TOKENS,
     SPLITS,
     Vocabulary,
@@ -19,15 +21,10 @@ from captioning.captions import (
     read_captions,
     read_split_lists,
 )
-from captioning.encoders import ENCODERS, KINDS, list_images
-from captioning.files import InputError, is_file, one_line
-from captioning.pickles import load_features, save_pickle
-
-IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")
-CAPTION_FILES = (
-    *("captions.txt", "Flickr8k.token.txt", "captions.csv"),
-    *("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json"),
-)
+from captioning.encoders import ENCODERS, KINDS
+from captioning.features import extract_features, load_features, shard_files
+from captioning.files import InputError, is_file, one_line, save_pickle
+from captioning.images import list_images
 
 DESCRIPTION = """\
 Extract image features with a frozen CNN and tokenize the captions.
@@ -243,17 +240,16 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
             f"Add them, or go on without them: --allow_missing"
         )
     for name in named:
-        cli.say(f"missing, left out: {name}")
+        cli.log(f"missing, left out: {name}")
     return {split: [i for i in ids if i not in missing] for split, ids in splits.items()}
 
 
 def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, bool]:
     """The content of features.pkl, and whether it is new: no image has changed, or extracted."""
     from captioning.encoders import Encoder
-    from captioning.features import extract_features, shard_files
 
     if args.weights == "random":
-        cli.say("WARNING: --weights random is for tests: such features tell nothing of a photo.")
+        cli.log("WARNING: --weights random is for tests: such features tell nothing of a photo.")
     cli.load_tensorflow()
     encoder = Encoder(args.encoder, args.weights, args.features)
     paths = [images_dir / image_id for image_id in image_ids]
@@ -262,7 +258,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     with contextlib.suppress(InputError):  # there is none, or a broken one: it will be replaced
         old = load_features(args.output_dir)
         if old["fingerprint"] == fingerprint:
-            cli.say(
+            cli.log(
                 f"features.pkl is up to date: the {len(old['image_ids'])} images are unchanged."
             )
             return old, False
@@ -271,7 +267,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     )
     unreadable = {i: error for i, error in zip(image_ids, errors, strict=True) if error}
     for error in unreadable.values():
-        cli.say(f"skipped: {error}")
+        cli.log(f"skipped: {error}")
     content = {
         "features": features,
         "image_ids": [i for i in image_ids if i not in unreadable],

@@ -1,19 +1,19 @@
 """Train the caption network on the two pickles of preprocess.py."""
 
 import argparse
-import importlib.util
+import itertools
+import math
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from captioning import cli
+from captioning.captions import UNKNOWN, Vocabulary, load_captions
+from captioning.features import load_features
 from captioning.files import InputError
-from captioning.pickles import load_captions, load_features
 
-# What the model's file says of its training, beside its sizes and its data.
-TRAINING_OPTIONS = ("epochs", "batch_size", "learning_rate", "weight_decay", "patience", "seed")
-# Epochs, batch size, learning rate: of training, and of fine-tuning, whose gradients are noisy.
-DEFAULTS = {False: (20, 64, 1.5e-3), True: (6, 32, 4e-5)}
-
-# What a new captioner is made of; one that starts from another keeps what that one has.
+# What a new captioner is made of; one that starts from another has the sizes of that one.
 SIZES = {
     "decoder": "merge",
     "embedding_size": 256,
@@ -21,77 +21,46 @@ SIZES = {
     "merge_units": None,
     "dropout": 0.5,
 }
+OFFSET_BATCHES = 16  # of captions, on which the offset of the known words' logits is measured
 
 DESCRIPTION = """\
 Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
 
 Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
-Writes  MODEL_PATH (.h5, the epoch with the best dev loss, or when fine-tuning the best dev CIDEr;
-        all that captioning needs but the CNN's weights), and beside it the history (.csv), its
-        curves (.png), and what --resume needs (.checkpoint.npz).
+Writes  MODEL_PATH (.h5, the epoch with the best dev loss; all that captioning needs but the CNN's
+        weights), and beside it the history (.csv), its curves (.png), and what --resume needs
+        (.checkpoint.npz).
 
   python train.py
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
   python train.py --decoder attention            # after preprocess.py --features grid
   python train.py --resume                       # after a stop, with the options of before
   python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5 # --features layers
-  python train.py --finetune_cider models/caption_model.h5 --model_path models/finetuned.h5
 
 Losses are natural logarithms per token: summed over every word and the end of every caption,
 divided by their number. However a run is stopped, the epoch kept so far is on the disk, and with
---resume it ends as if it had not been stopped, to the last bit on the same machine."""
+--resume it ends as if it had not been stopped, to the last bit on the same machine. finetune.py
+then trains the captioner on CIDEr."""
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
-    add = parser.add_argument
-    number = cli.positive_int
-    add("--data_dir", type=Path, default="data", help="where the two pickles are")
-    add("--model_path", type=Path, default="models/caption_model.h5", help="what to write")
-    start = parser.add_mutually_exclusive_group()
-    start.add_argument(
+    add, number = parser.add_argument, cli.positive_int
+    add("--model_path", type=Path, default=cli.TRAINED, help="what to write")
+    add("--finetune_cider", metavar="MODEL", help=argparse.SUPPRESS)
+    add(
         "--init_from",
         type=Path,
         metavar="MODEL",
         help="start from this trained model, on other data with features of the same kind: its "
-        "sizes, decoder and dropout stay, and its words, behind which come those that are new",
+        "sizes, decoder and dropout stay; its vocabulary is inherited, and new words are appended",
     )
-    start.add_argument(
-        "--finetune_cider",
-        type=Path,
-        metavar="MODEL",
-        help="go on from this trained model, with CIDEr as the aim instead of the next human word: "
-        "it draws captions of the training photos and learns from those that score higher; its "
-        "sizes and words stay",
-    )
-    add(
-        "--epochs",
-        type=number,
-        help="passes over the training captions, at most (default: 20; for fine-tuning 6, in which "
-        "each photo is captioned five times)",
-    )
-    add(
-        "--batch_size",
-        type=number,
-        help="captions per step (default: 64; for fine-tuning 32 photos, each with five captions)",
-    )
-    add(
-        "--learning_rate",
-        type=cli.positive_float,
-        help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine "
-        "(default: 1.5e-3; for fine-tuning 4e-5)",
-    )
-    add(
-        "--weight_decay",
-        type=cli.fraction,
-        default=0.0,
-        help="share of each weight, times the step size, that a step takes away",
-    )
+    cli.add_training_options(parser, epochs=20, batch_size=64, learning_rate=1.5e-3)
     add(
         "--decoder",
-        choices=("merge", "attention"),
-        help="merge: one vector an image; attention: each word looks at some of its 7 × 7 cells "
+        choices=cli.DECODER_NAMES,
+        help="merge: one vector per image; attention: each word looks at some of its 7 × 7 cells "
         "(default: merge)",
     )
     add("--embedding_size", type=number, help="floats per word (default: 256)")
@@ -99,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     add(
         "--merge_units",
         type=number,
-        help="width of the layers where image and words meet (default: as --units)",
+        help="width of the layers where image and words are added (default: as --units)",
     )
     add(
         "--dropout",
@@ -107,39 +76,11 @@ def parse_arguments() -> argparse.Namespace:
         help="share dropped of the features and the word vectors: without it the network soon "
         "knows the training photos by heart (default: 0.5)",
     )
-    add(
-        "--patience",
-        type=number,
-        default=3,
-        help="stop after so many epochs without a better dev loss, or CIDEr: overfitting does not "
-        "mend",
-    )
-    add(
-        "--keep",
-        choices=("best", "last"),
-        default="best",
-        help="the epoch that MODEL_PATH ends with: the best by dev loss, or CIDEr, or, without "
-        "regard to --patience, the last, whose captions can be better though its loss is not",
-    )
-    add(
-        "--seed", type=cli.seed, default=0, help="of the first weights, the batches and the dropout"
-    )
-    add("--resume", action="store_true", help="go on after the last finished epoch")
-    add(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="also write the losses of every epoch there, for: tensorboard --logdir DIR (which "
-        "needs: pip install tensorboard)",
-    )
     args = parser.parse_args()
-    epochs, batch_size, learning_rate = DEFAULTS[args.finetune_cider is not None]
-    args.epochs = args.epochs or epochs
-    args.batch_size = args.batch_size or batch_size
-    args.learning_rate = args.learning_rate or learning_rate
-    args.patience = args.patience if args.keep == "best" else None
+    if args.finetune_cider:
+        parser.error(f"fine-tuning is now: python finetune.py {args.finetune_cider}")
     given = [f"--{name}" for name in SIZES if getattr(args, name) is not None]
-    if given and (args.init_from or args.finetune_cider):
+    if given and args.init_from:
         parser.error(f"{given[0]}: that stays as it is in the model that is started from")
     for name, default in SIZES.items():
         if getattr(args, name) is None:
@@ -148,98 +89,61 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Read the pickles, build the network or take a trained one, and train it."""
+    """Read the pickles, build the network, and train it."""
     args = parse_arguments()
-    if args.model_path.suffix != ".h5":
-        raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
-    for start in (args.init_from, args.finetune_cider):
-        if start is not None and start.resolve() == args.model_path.resolve():
-            raise InputError(f"{start} would be overwritten: name another file by --model_path.")
-    if args.tensorboard:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
-        try:
-            args.tensorboard.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"--tensorboard {args.tensorboard}: {error.strerror}. Name a folder."
-            ) from error
+    cli.check_training(args, args.init_from)
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
 
-    cli.share_one_heap()
     cli.load_tensorflow()
     import keras
 
-    from captioning.training import dev_examples, fit
+    from captioning.batches import CaptionBatches, caption_rows
+    from captioning.training import Options, dev_examples, fit
+    from model import Captioner, build_decoder
 
     keras.utils.set_random_seed(args.seed)
-    training = {name: getattr(args, name) for name in TRAINING_OPTIONS}
-    training["data"] = text["settings"] | {"features": features["fingerprint"]}
-    if args.finetune_cider:
-        log, dev = prepare_finetuning(args, features, text, training), None
-    else:
-        log, dev = prepare_training(args, features, text, training)
-    config = log.captioner.config
-    cli.say(
-        f"{config.decoder} decoder, {config.vocabulary_size} words, "
-        f"{config.count_parameters():,} parameters, features of {config.encoder}"
-    )
-    if not text["splits"]["dev"]:
-        cli.say("no dev captions: training without validation; the last epoch is kept.")
-    log.shown = dev_examples(features, text)
-    fit(log, dev, args.learning_rate, args.weight_decay, args.tensorboard)
-
-
-def prepare_training(args, features: dict, text: dict, training: dict):
-    """A captioner, its training batches and what writes it, and the dev batches or None."""
-    from captioning.batches import CaptionBatches, caption_rows
-    from captioning.captions import Vocabulary
-    from captioning.networks import build_captioner, standardize
-    from captioning.training import EpochLog
-    from captioning.transfer import load_start, take_over
-    from model import Captioner
-
+    options = Options.from_arguments(args)
+    record = options.record(args.batch_size, features, text)
     if args.init_from:
-        start, vocabulary, config = load_start(args.init_from, features, text, training)
+        start = load_start(args.init_from, features)
+        vocabulary, config = extend(start, text, record)
     else:
         vocabulary = Vocabulary(text["vocabulary"])
-        config = new_config(args, features, text, training)
-    matrix = features["features"]  # (N, …), memory-mapped
-    train_captions, dev_captions = (
-        caption_rows(split, text["captions"], text["splits"], features["image_ids"])
-        for split in ("train", "dev")
-    )
-    train = CaptionBatches(matrix, train_captions, vocabulary, args.batch_size, args.seed)
-    dev = (
-        CaptionBatches(matrix, dev_captions, vocabulary, args.batch_size) if dev_captions else None
-    )
-    network = build_captioner(config, train.log_frequencies())
+        config = new_config(args, features, text, record)
+
+    array = features["features"]  # (N, …), memory-mapped
+    train_pairs, dev_pairs = (caption_rows(split, text, features) for split in ("train", "dev"))
+    train = CaptionBatches(array, train_pairs, vocabulary, args.batch_size, args.seed)
+    dev = CaptionBatches(array, dev_pairs, vocabulary, args.batch_size) if dev_pairs else None
+    decoder = build_decoder(config, train.log_frequencies())
     if args.init_from:
-        take_over(network, start.network, train)
+        copy_pretrained(decoder, start.decoder.members[0], train)
     else:
-        standardize(network, matrix, sorted({row for row, _ in train_captions}))
-    cli.say(
-        f"{len(train_captions)} training captions ({train.tokens} tokens), "
-        f"{len(dev_captions)} dev captions"
+        decoder.standardize(array, sorted({row for row, _ in train_pairs}))
+    cli.log(
+        f"{len(train_pairs)} training captions ({train.tokens} tokens), {len(dev_pairs)} dev "
+        f"captions\n{config.decoder} decoder, {config.vocabulary_size} words, "
+        f"{config.count_parameters():,} parameters, features of {config.encoder}"
     )
-    captioner = Captioner(network, vocabulary, config)
-    log = EpochLog(captioner, train, args.model_path, args.epochs, args.patience, args.resume)
-    return log, dev
+    if dev is None:
+        cli.log("no dev captions: training without validation; the last epoch is kept.")
+    captioner = Captioner(decoder, vocabulary, config)
+    fit(captioner, train, dev, options, dev_examples(features, text))
 
 
-def new_config(args, features: dict, text: dict, training: dict):
-    """The sizes of a captioner that starts from nothing.
+def new_config(args, features: dict, text: dict, record: dict):
+    """The sizes of a captioner that is trained from scratch.
 
     Raises:
         InputError: the decoder takes features of another kind.
     """
-    from captioning.networks import DECODERS, CaptionerConfig
+    from model import DECODERS, CaptionerConfig
 
-    taken = DECODERS[args.decoder]
-    if features["kind"] not in taken:
+    kinds = DECODERS[args.decoder].kinds
+    if features["kind"] not in kinds:
         raise InputError(
             f"--decoder {args.decoder} needs other features: run preprocess.py with --features "
-            f"{' or '.join(taken)}."
+            f"{' or '.join(kinds)}."
         )
     return CaptionerConfig(
         feature_size=features["features"].shape[-1],
@@ -253,38 +157,86 @@ def new_config(args, features: dict, text: dict, training: dict):
         units=args.units,
         merge_units=args.merge_units or args.units,
         dropout=args.dropout,
-        training=training,
+        training=record,
     )
 
 
-def prepare_finetuning(args, features: dict, text: dict, training: dict):
-    """A trained captioner, which draws its own batches, and what writes it."""
-    from captioning.batches import caption_rows
-    from captioning.scst import CiderLog, SampledBatches, policy
+# -- starting from a trained captioner ---------------------------------------------------------
+
+
+def load_start(path: Path, features: dict):
+    """The captioner to start from; of an ensemble the first member is taken.
+
+    Raises:
+        InputError: it is no captioner, or takes other features.
+    """
     from model import Captioner
 
-    start = Captioner.load(args.finetune_cider)
-    if start.config.members > 1:
-        raise InputError(
-            f"{args.finetune_cider} is an ensemble. Fine-tune its members, then put those together."
-        )
-    matrix = features["features"]  # (N, …), memory-mapped
+    start = Captioner.load(path)
     start.check_features(features)
-    training["start"] = start.config.training
-    captioner = policy(start, training)
-    photos = {"train": {}, "dev": {}}  # split -> row -> captions
-    for split, rows in photos.items():
-        for row, caption in caption_rows(
-            split, text["captions"], text["splits"], features["image_ids"]
-        ):
-            rows.setdefault(row, []).append(caption)
-    train = SampledBatches(captioner, matrix, photos["train"], args.batch_size, args.seed)
-    return CiderLog(
-        *(captioner, train, args.model_path, args.epochs, args.patience, args.resume),
-        features=matrix,
-        photos=photos["dev"],
+    if start.config.members > 1:
+        cli.log(f"{path} is an ensemble: starting from the first of its {start.config.members}.")
+    return start
+
+
+def extend(start, text: dict, record: dict):
+    """The vocabulary and the sizes of a captioner that starts from another: its words come first.
+
+    Args:
+        start: the trained captioner.
+        text: the content of captions.pkl.
+        record: what the new captioner's file says of its training.
+    """
+    known = start.vocabulary
+    new = [word for word in text["vocabulary"] if word not in known.ids]
+    cli.log(f"{len(known):,} words known, {len(new):,} new")
+    config = replace(
+        start.config,
+        vocabulary_size=len(known) + len(new),
+        max_length=max(start.config.max_length, text["max_length"]),
+        members=1,
+        training=record | {"start": start.config.training},
     )
+    return Vocabulary([*known.words, *new]), config
+
+
+def copy_pretrained(decoder, pretrained, batches) -> None:
+    """Copy all that `pretrained` knows into a new network, which may know more words.
+
+    The vectors and output weights of new words are random, their bias is the logarithm of their
+    share of the new captions; but offset to where the known words' logits are. The softmax takes no
+    notice of an offset, so training leaves it several nats too low or too high, and next to low
+    logits new words would dominate the softmax.
+
+    The features' moments are copied as well: the weights that follow were trained on features that
+    were standardized so.
+
+    Args:
+        decoder: new, of the sizes of `pretrained` but for the vocabulary.
+        pretrained: trained.
+        batches: the new training captions.
+    """
+    decoder.copy_pretrained(pretrained)
+    known = pretrained.config.vocabulary_size
+    if known < decoder.config.vocabulary_size:
+        kernel, bias = decoder.logits.get_weights()
+        bias[known:] += logit_offset(pretrained, batches)
+        decoder.logits.set_weights([kernel, bias])
+
+
+def logit_offset(decoder, batches) -> float:
+    """How far a constant logit lies above the logarithm of its word's mean probability, in nats."""
+    import tensorflow as tf
+
+    known = decoder.config.vocabulary_size
+    partitions = []
+    for (features, inputs), _, weights in itertools.islice(batches, OFFSET_BATCHES):
+        inputs = np.where(inputs < known, inputs, UNKNOWN)  # (B, T)
+        partition = tf.reduce_logsumexp(decoder.network([features, inputs]), axis=-1)  # (B, T)
+        partitions.append(partition.numpy()[weights > 0])
+    negative = -np.concatenate(partitions)  # (tokens,)
+    return math.log(len(negative)) - float(np.logaddexp.reduce(negative))
 
 
 if __name__ == "__main__":
-    cli.run(main, "The same command with --resume goes on after the last finished epoch.")
+    cli.run(main, "The same command with --resume continues after the last finished epoch.")

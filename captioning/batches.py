@@ -6,60 +6,31 @@ import tensorflow as tf
 from captioning.captions import PADDING, Vocabulary
 from captioning.files import InputError
 
-WIDTH_COST = 1500  # tokens of padding an epoch that a width must save: XLA compiles it, 2 seconds
+# Tokens; batches are padded to a multiple of it. XLA compiles every width anew, 2 seconds each:
+# 2 costs 4 % padding on Flickr8k and a dozen widths.
+WIDTH_STEP = 2
 
 
-def caption_rows(
-    split: str,
-    captions: dict[str, list[str]],
-    splits: dict[str, list[str]],
-    image_ids: list[str],
-) -> list[tuple[int, str]]:
+def caption_rows(split: str, text: dict, features: dict) -> list[tuple[int, str]]:
     """The captions of a split, each with its image's row in the features.
 
     Args:
         split: "train", "dev" or "test".
-        captions: image id -> tokenized captions.
-        splits: split -> image ids.
-        image_ids: of the features' rows.
+        text: the content of captions.pkl.
+        features: the content of features.pkl.
 
     Raises:
         InputError: an image of the split has no features.
     """
-    rows = {image_id: row for row, image_id in enumerate(image_ids)}
-    missing = next((image_id for image_id in splits[split] if image_id not in rows), None)
+    rows = {image_id: row for row, image_id in enumerate(features["image_ids"])}
+    image_ids = text["splits"][split]
+    missing = next((image_id for image_id in image_ids if image_id not in rows), None)
     if missing is not None:
         raise InputError(
             f"{missing} of the {split} split has no features: the two pickles are not of one run. "
             f"Run preprocess.py again."
         )
-    return [(rows[i], caption) for i in splits[split] for caption in captions[i]]
-
-
-def choose_widths(lengths: np.ndarray) -> list[int]:
-    """The few widths that batches are padded to, so that padding and their number cost least.
-
-    Args:
-        lengths: (N,) int, of all captions.
-
-    Returns:
-        Rising widths, the last of them the longest caption's.
-    """
-    shorter = np.cumsum(np.bincount(lengths))  # captions of at most so many tokens
-    tokens = np.cumsum(np.bincount(lengths, weights=lengths))  # and all their tokens
-    best = {0: (0, [])}  # for the captions up to each length: the cost, and the widths
-    for width in np.unique(lengths[lengths > 0]).tolist():
-        best[width] = min(
-            (
-                cost
-                + WIDTH_COST
-                + width * (shorter[width] - shorter[narrower])
-                - (tokens[width] - tokens[narrower]),
-                [*widths, width],
-            )
-            for narrower, (cost, widths) in best.items()
-        )
-    return best[max(best)][1]
+    return [(rows[i], caption) for i in image_ids for caption in text["captions"][i]]
 
 
 class CaptionBatches:
@@ -99,10 +70,9 @@ class CaptionBatches:
         self.rows = np.array([row for row, _ in captions] + [0] * empty)
         encoded = [vocabulary.encode(caption) for _, caption in captions]
         self.lengths = np.array([len(ids) for ids in encoded] + [0] * empty)
-        self.ids = np.full((len(self.rows), self.lengths.max(initial=0)), PADDING, np.int32)
+        self.ids = np.full((len(self.rows), padded(self.lengths.max(initial=0))), PADDING, np.int32)
         for line, ids in zip(self.ids, encoded, strict=False):
             line[: len(ids)] = ids
-        self.widths = choose_widths(self.lengths)
         self.vocabulary_size = len(vocabulary)
         self.batch_size = batch_size
         self.tokens = int(np.count_nonzero(self.ids[:, 1:]))  # targets: every word and every END
@@ -133,26 +103,25 @@ class CaptionBatches:
     def __iter__(self):
         """Yield ((features, inputs), targets, weights) as Keras' `fit` takes them."""
         for positions in self.order():
-            longest = self.lengths[positions].max()
-            ids = self.ids[positions, : min(w for w in self.widths if w >= longest)]  # (B, T + 1)
+            ids = self.ids[positions, : padded(self.lengths[positions].max())]  # (B, T + 1)
             inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T) each
             weights = (targets != PADDING) * self.weight  # (B, T)
             yield (self.features[self.rows[positions]], inputs), targets, weights
 
     def dataset(self) -> tf.data.Dataset:
         """The same as a tf.data pipeline, its next batches made while the network works."""
-        return pipeline(self, self.batch_size, self.features).prefetch(4)
+        words = tf.TensorSpec((self.batch_size, None), tf.int32)  # (B, T)
+        features = tf.TensorSpec((self.batch_size, *self.features.shape[1:]), self.features.dtype)
+        weights = tf.TensorSpec((self.batch_size, None), tf.float32)  # (B, T)
+        signature = ((features, words), words, weights)
+        dataset = tf.data.Dataset.from_generator(lambda: self, output_signature=signature)
+        dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
+        options = tf.data.Options()
+        # There is nothing to tune, and an epoch's end would wait 10 seconds for the tuner to wake.
+        options.autotune.enabled = False
+        return dataset.with_options(options).prefetch(4)
 
 
-def pipeline(batches, batch_size: int, features: np.ndarray) -> tf.data.Dataset:
-    """What `batches` yields, ((features, inputs), targets, weights), as a tf.data pipeline."""
-    words = tf.TensorSpec((batch_size, None), tf.int32)  # (B, T)
-    image = tf.TensorSpec((batch_size, *features.shape[1:]), features.dtype)  # (B, …)
-    weights = tf.TensorSpec((batch_size, None), tf.float32)  # (B, T)
-    signature = ((image, words), words, weights)
-    dataset = tf.data.Dataset.from_generator(lambda: batches, output_signature=signature)
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(batches)))
-    options = tf.data.Options()
-    # There is nothing to tune, and an epoch's end would wait for the tuner to wake: 10 seconds.
-    options.autotune.enabled = False
-    return dataset.with_options(options)
+def padded(length: int) -> int:
+    """The width that a batch whose longest caption has `length` tokens is padded to."""
+    return -(-int(length) // WIDTH_STEP) * WIDTH_STEP

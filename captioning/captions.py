@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
-from captioning.files import InputError, is_file, one_line
+from captioning.files import InputError, is_file, load_pickle, one_line
 
 PADDING, UNKNOWN, START, END = range(4)  # ids; words follow from 4 on
 SPECIAL_TOKENS = ("<pad>", "<unk>", "<start>", "<end>")  # never a token: < and > are stripped
@@ -26,6 +26,18 @@ POSSESSIVES = ("'s", "’s")
 NOT_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # no file format takes these inside a word
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
+# Default of beam search's final ranking, chosen on Flickr8k's dev split. It is here and not in
+# decoding.py so that --help can show it without TensorFlow.
+LENGTH_PENALTY = 0.8
+IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")  # names in data sets
+CAPTION_FILES = (
+    "captions.txt",
+    "Flickr8k.token.txt",
+    "captions.csv",
+    "dataset_flickr8k.json",
+    "dataset_flickr30k.json",
+    "dataset_coco.json",
+)
 HELD_OUT = 0.1  # share of the images that a random split keeps for dev, and again for test
 
 
@@ -276,3 +288,27 @@ def random_splits(image_ids: Iterable[str], seed: int) -> dict[str, list[str]]:
     rest, test = train_test_split(image_ids, test_size=size, random_state=seed)
     train, dev = train_test_split(rest, test_size=size, random_state=seed)
     return {"train": sorted(train), "dev": sorted(dev), "test": sorted(test)}
+
+
+# -- captions.pkl ------------------------------------------------------------------------------
+
+
+def load_captions(folder: Path) -> dict:
+    """Read captions.pkl in `folder`, as preprocess.py writes it (data/README.md: every field).
+
+    Raises:
+        InputError: the file is missing, or not what preprocess.py writes.
+    """
+    path = folder / "captions.pkl"
+    fields = {"vocabulary": list, "captions": dict, "splits": dict, "max_length": int}
+    text = load_pickle(path, fields | {"settings": dict})
+    if set(text["splits"]) != set(SPLITS):
+        raise InputError(f"{path} is not what preprocess.py writes (splits). Run it again.")
+    for split, image_ids in text["splits"].items():
+        without = next((i for i in image_ids if not text["captions"].get(i)), None)
+        if without is not None:
+            raise InputError(
+                f"{path}: {one_line(without)} of the {split} split has no captions. "
+                f"Run preprocess.py again."
+            )
+    return text

@@ -1,4 +1,8 @@
-"""A training run on the disk: all that it takes to go on as if it had never been stopped."""
+"""A training run on the disk: all that it takes to continue as if it had never been stopped.
+
+Keras' save_weights would carry the optimizer too, but a full disk ends HDF5 with a crash; NumPy's
+file ends with an error that names the fix, and takes no more lines.
+"""
 
 import json
 import zipfile
@@ -19,7 +23,7 @@ def save_checkpoint(path: Path, network: keras.Model, run: dict, history: list[d
     Args:
         path: an .npz; an old one is replaced by a whole one or not at all.
         network: compiled and trained.
-        run: what the run was started with; another one must not go on from here.
+        run: what the run was started with; another one must not continue from here.
         history: a row for each finished epoch.
     """
     arrays = {f"array_{i}": variable.numpy() for i, variable in enumerate(_variables(network))}

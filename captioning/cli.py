@@ -2,17 +2,23 @@
 
 import argparse
 import contextlib
-import ctypes
+import importlib.util
+import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from tqdm import tqdm
 
-from captioning.files import InputError, one_line
+from captioning.captions import LENGTH_PENALTY
+from captioning.files import ROOT, InputError, one_line
 
-LENGTH_PENALTY = 0.8  # default of beam search, chosen on Flickr8k's dev split
+TRAINED = Path("models/caption_model.h5")  # train.py's default
+INCLUDED = ROOT / "models" / "flickr8k_captioner.h5"
+# Those of model.DECODERS, for --help, which does not import TensorFlow.
+DECODER_NAMES = ("merge", "attention")
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
 
@@ -28,36 +34,23 @@ def parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=_Formatter)
 
 
-def positive_int(text: str) -> int:
-    """An argparse type: a whole number from 1 up."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not 1 or more")
-    return value
+def number(kind: type, allowed: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """An argparse type: an int or a float of a range, which `wanted` names in the error."""
+
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not allowed(value):
+            raise argparse.ArgumentTypeError(f"{text} is not {wanted}")
+        return value
+
+    parse.__name__ = kind.__name__  # in argparse's "invalid int value"
+    return parse
 
 
-def seed(text: str) -> int:
-    """An argparse type: a whole number from 0 up, as the random generators take it."""
-    value = int(text)
-    if not 0 <= value < 2**32:
-        raise argparse.ArgumentTypeError(f"{value} is not between 0 and {2**32 - 1}")
-    return value
-
-
-def positive_float(text: str) -> float:
-    """An argparse type: a number above 0."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{value} is not above 0")
-    return value
-
-
-def fraction(text: str) -> float:
-    """An argparse type: a share, from 0 to below 1."""
-    value = float(text)
-    if not 0 <= value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is not from 0 to below 1")
-    return value
+positive_int = number(int, lambda value: value >= 1, "1 or more")
+seed = number(int, lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}")
+positive_float = number(float, lambda value: 0 < value < float("inf"), "above 0")
+fraction = number(float, lambda value: 0 <= value < 1, "from 0 to below 1")
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -74,6 +67,80 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
         metavar="imagenet|FILE|random",
         help="the CNN's weights, the same as given to preprocess.py",
     )
+
+
+def add_training_options(
+    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate: float
+) -> None:
+    """Add the options that train.py and finetune.py share, with the defaults of one of them."""
+    add = parser.add_argument
+    add("--data_dir", type=Path, default="data", help="where the two pickles are")
+    add("--epochs", type=positive_int, default=epochs, help="passes over the data, at most")
+    add(
+        "--batch_size",
+        type=positive_int,
+        default=batch_size,
+        help="captions per step; in fine-tuning photos, each with five captions",
+    )
+    add(
+        "--learning_rate",
+        type=positive_float,
+        default=learning_rate,
+        help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine",
+    )
+    add(
+        "--weight_decay",
+        type=fraction,
+        default=0.0,
+        help="share of each weight, times the step size, that a step takes away",
+    )
+    add(
+        "--patience",
+        type=positive_int,
+        default=3,
+        help="stop after so many epochs without a better dev loss, or in fine-tuning dev CIDEr",
+    )
+    add(
+        "--keep",
+        choices=("best", "last"),
+        default="best",
+        help="the epoch that MODEL_PATH ends with: the best on dev; or the last, whatever "
+        "--patience, whose captions can be better although its loss is not",
+    )
+    add("--seed", type=seed, default=0, help="of the first weights, the batches and the dropout")
+    add("--resume", action="store_true", help="continue after the last finished epoch")
+    add(
+        "--tensorboard",
+        type=Path,
+        metavar="DIR",
+        help="also write every epoch's figures there, for: tensorboard --logdir DIR (which needs: "
+        "pip install tensorboard)",
+    )
+
+
+def check_training(args: argparse.Namespace, start: Path | None) -> None:
+    """Make sure that a training can write what it will.
+
+    Args:
+        args: with `model_path` and `tensorboard`.
+        start: the model that it starts from.
+
+    Raises:
+        InputError: --model_path or --tensorboard cannot be used.
+    """
+    if args.model_path.suffix != ".h5":
+        raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    if start is not None and start.resolve() == args.model_path.resolve():
+        raise InputError(f"{start} would be overwritten: name another file by --model_path.")
+    if args.tensorboard:
+        if importlib.util.find_spec("tensorboard") is None:
+            raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
+        try:
+            args.tensorboard.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--tensorboard {args.tensorboard}: {error.strerror}. Name a folder."
+            ) from error
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -94,7 +161,14 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def say(message: str) -> None:
+def default_model() -> Path:
+    """The user's own model where there is one, otherwise the included one; says which."""
+    path = TRAINED if TRAINED.is_file() else INCLUDED
+    log(f"captions by {path}{' (included)' if path == INCLUDED else ''}")
+    return path
+
+
+def log(message: str) -> None:
     """Print to stderr: stdout is for what other programs read."""
     lines = message.split("\n")  # file names in them may hold what commands a terminal
     print(*[one_line(line, 2000) for line in lines], sep="\n", file=sys.stderr, flush=True)
@@ -118,26 +192,21 @@ def load_tensorflow() -> None:
         with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a device, not a path of ours
             os.dup2(nowhere.fileno(), 2)  # the notes come from C++, below sys.stderr
         import tensorflow  # noqa: F401
+
+        # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
+        logging.getLogger("absl").setLevel(logging.ERROR)
     finally:
         os.dup2(stderr, 2)
         os.close(stderr)
 
 
-def share_one_heap() -> None:
-    """Keep glibc from giving every thread a heap of its own; to be called before TensorFlow starts.
-
-    What one thread frees the others cannot use: training would take 0.1 GB more, and be no faster.
-    """
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").mallopt(-8, 1)  # M_ARENA_MAX
-
-
-def run(main: Callable[[], int | None], go_on: str = "") -> None:
+def run(main: Callable[[], int | None], resume: str = "") -> None:
     """Run a script's `main` and exit.
 
     Codes: 0 done, 1 nothing could be done or a fault, 2 wrong use, 130 stopped by Ctrl-C, when
-    `go_on` tells how to take up the work again.
+    `resume` tells how to continue.
     """
+    warnings.filterwarnings("ignore", module="PIL")  # of photos that are read all the same
     for stream in (sys.stdout, sys.stderr):  # file names may be in any encoding
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
@@ -145,15 +214,15 @@ def run(main: Callable[[], int | None], go_on: str = "") -> None:
         sys.stdout.flush()
     except InputError as error:
         code = FAILED
-        say(f"error: {error}")
+        log(f"error: {error}")
     except KeyboardInterrupt:
         code = INTERRUPTED
-        say(f"stopped. {go_on}".rstrip())
+        log(f"stopped. {resume}".rstrip())
     except BrokenPipeError:  # `| head` closed our stdout: nobody is left to be told
         code = FAILED
     except OSError as error:  # a full disk behind stdout, a folder that may not be read
         code = FAILED
-        say(f"error: {error}")
+        log(f"error: {error}")
     if code == FAILED:  # what stdout still holds would fail again, with a traceback
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,7 +1,7 @@
-"""Stepwise decoding with carried state, batched over images and beams, compiled as one function.
+"""Stepwise decoding with carried state, batched over images and captions: one compiled loop.
 
-The search knows no network: it is given a function from (tokens, state) to the log-probabilities
-of the next token and the next state. So the tests can drive it with a table.
+The loop knows no network. It is given a function from (tokens, state) to the logits of the next
+token and the next state, so the tests can drive it with a table.
 """
 
 from collections.abc import Callable
@@ -10,8 +10,8 @@ import tensorflow as tf
 
 from captioning.captions import END, PADDING, START, UNKNOWN
 
-NEVER = float("-inf")  # log-probability of what must not be said
-NOT_SAID = [[PADDING], [UNKNOWN], [START]]
+NEG_INF = float("-inf")
+FORBIDDEN_IDS = (PADDING, UNKNOWN, START)  # never produced
 
 
 def beam_search(
@@ -19,13 +19,13 @@ def beam_search(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """The most probable captions of each image; greedy decoding is a beam of 1.
 
-    Each step extends every open hypothesis by every word, and keeps the `beam_size` best of all
-    by their summed log-probability; finished ones stay as they are and compete. Padding, unknown
-    and start are never produced. At `max_length` words a hypothesis ends as it stands.
+    Each step extends every open hypothesis by every word and keeps the `beam_size` best of all by
+    their summed log-probability. Finished ones stay as they are and compete. Padding, unknown and
+    start are never produced. At `max_length` words a hypothesis ends as it stands.
 
     Args:
-        step: (tokens (B * K,) int32, state) -> (log-probabilities (B * K, V), next state).
-        state: a nested structure of tensors (B * K, …), K = beam_size, a row per hypothesis.
+        step: (tokens (B * K,) int32, state) -> (logits (B * K, V), next state).
+        state: a nested structure of tensors (B * K, …), K = beam_size, one row per hypothesis.
         batch_size: B, images.
         beam_size: K, hypotheses per image.
         max_length: words in a caption, at most.
@@ -33,86 +33,93 @@ def beam_search(
             of tokens, END included) ** length_penalty: 0 ranks by probability, 1 by the mean.
 
     Returns:
-        tokens (B, K, max_length) int32, best first, END and PADDING behind the words, and
+        tokens (B, K, max_length) int32, best first, END and PADDING after the words, and
         scores (B, K) float32, the summed natural log-probabilities. Where there are fewer than K
         captions at all (a tiny vocabulary), the rest of the beam has the score -inf.
     """
-    width, rows = batch_size * beam_size, tf.range(batch_size)[:, None]  # rows (B, 1)
-    # One hypothesis an image to begin with: equal ones would fill the beam with copies.
-    scores = tf.tile([[0.0] + [NEVER] * (beam_size - 1)], [batch_size, 1])  # (B, K)
-    last = tf.fill([width], START)  # (B * K,)
-    lines = tf.fill([batch_size, beam_size, max_length], PADDING)
-    done = tf.zeros([batch_size, beam_size], tf.bool)
-    position = tf.constant(0)
+    first_rows = tf.range(batch_size)[:, None] * beam_size  # (B, 1), of each image's hypotheses
 
-    def open_left(position, last, lines, scores, done, state):
-        return (position < max_length) & ~tf.reduce_all(done)
-
-    def extend(position, last, lines, scores, done, state):
-        log_probs, state = step(last, state)  # (B * K, V)
+    def choose(position, log_probs, scores):
         vocabulary_size = log_probs.shape[-1]
-        log_probs = tf.where(_not_said(vocabulary_size), NEVER, log_probs)
-        log_probs = tf.reshape(log_probs, [batch_size, beam_size, vocabulary_size])
-        # A finished hypothesis goes on with PADDING alone, at no cost.
-        stay = tf.one_hot(PADDING, vocabulary_size, 0.0, NEVER)  # (V,)
-        log_probs = tf.where(done[:, :, None], stay, log_probs)
-        totals = tf.reshape(scores[:, :, None] + log_probs, [batch_size, -1])  # (B, K * V)
+        totals = tf.reshape(scores[:, None] + log_probs, [batch_size, -1])  # (B, K * V)
         scores, best = tf.math.top_k(totals, beam_size)  # (B, K)
-        parent, token = best // vocabulary_size, best % vocabulary_size  # (B, K)
-        lines = tf.gather(lines, parent, batch_dims=1)  # (B, K, max_length)
-        column = tf.one_hot(position, max_length, True, False, dtype=tf.bool)
-        lines = tf.where(column, token[:, :, None], lines)
-        done = tf.gather(done, parent, batch_dims=1) | (token == END)
-        flat = tf.reshape(rows * beam_size + parent, [width])  # each hypothesis' parent row
-        state = tf.nest.map_structure(lambda tensor: tf.gather(tensor, flat), state)
-        return position + 1, tf.reshape(token, [width]), lines, scores, done, state
+        parents, tokens = first_rows + best // vocabulary_size, best % vocabulary_size
+        return [tf.reshape(each, [-1]) for each in (parents, tokens, scores)]  # (B * K,) each
 
-    start = (position, last, lines, scores, done, state)
-    _, _, lines, scores, _, _ = tf.while_loop(open_left, extend, start)
-    lengths = tf.reduce_sum(tf.cast(lines != PADDING, tf.float32), axis=2)  # (B, K), END included
+    # One hypothesis per image to begin with: equal ones would fill the beam with copies.
+    start = tf.tile([0.0] + [NEG_INF] * (beam_size - 1), [batch_size])  # (B * K,)
+    tokens, scores = _decode(step, state, start, max_length, choose)
+    tokens = tf.reshape(tokens, [batch_size, beam_size, max_length])
+    scores = tf.reshape(scores, [batch_size, beam_size])
+    lengths = tf.reduce_sum(tf.cast(tokens != PADDING, tf.float32), axis=2)  # (B, K), with END
     ranking = scores / tf.maximum(lengths, 1.0) ** length_penalty
     order = tf.argsort(ranking, axis=1, direction="DESCENDING", stable=True)
-    return tf.gather(lines, order, batch_dims=1), tf.gather(scores, order, batch_dims=1)
+    return tf.gather(tokens, order, batch_dims=1), tf.gather(scores, order, batch_dims=1)
 
 
-def draw_captions(step: Callable, state, width: int, max_length: int, seed) -> tf.Tensor:
+def sample_captions(step: Callable, state, width: int, max_length: int, seed) -> tf.Tensor:
     """Captions drawn at random, each word with its probability.
 
     Args:
         step: as for `beam_search`.
-        state: tensors (W, …), a row for each caption to be drawn.
+        state: tensors (W, …), one row for each caption.
         width: W.
         max_length: words in a caption, at most.
-        seed: (2,) int32; the same one draws the same captions.
+        seed: (2,) int32; the same seed draws the same captions.
 
     Returns:
-        Tokens (W, max_length) int32, END and PADDING behind the words.
+        Tokens (W, max_length) int32, END and PADDING after the words.
     """
+
+    def choose(position, log_probs, scores):
+        place = tf.stack([seed[0], seed[1] + position])
+        drawn = tf.random.stateless_categorical(log_probs, 1, place, tf.int32)  # (W, 1)
+        return tf.range(width), drawn[:, 0], scores
+
+    return _decode(step, state, tf.zeros([width]), max_length, choose)[0]
+
+
+def _decode(step: Callable, state, scores, max_length: int, choose: Callable):
+    """Extend W sequences word by word until all have ended or have `max_length` words.
+
+    Args:
+        step: as for `beam_search`.
+        state: tensors (W, …).
+        scores: (W,) float32, handed to `choose` and replaced by it.
+        max_length: steps, at most.
+        choose: (position, log_probs (W, V), scores) -> each new row's parent row, token and score,
+            (W,) each.
+
+    Returns:
+        The sequences (W, max_length) int32, and the scores (W,).
+    """
+    width = tf.shape(scores)[0]
+
+    def keep_going(position, last, sequences, scores, finished, state):
+        return (position < max_length) & ~tf.reduce_all(finished)
+
+    def extend(position, last, sequences, scores, finished, state):
+        logits, state = step(last, state)  # (W, V)
+        ids = tf.range(logits.shape[-1])  # (V,)
+        forbidden = tf.reduce_any(ids == [[i] for i in FORBIDDEN_IDS], axis=0)
+        log_probs = tf.where(forbidden, NEG_INF, tf.nn.log_softmax(logits))
+        # A finished sequence continues with PADDING alone, at no cost.
+        finished_row = tf.where(ids == PADDING, 0.0, NEG_INF)
+        log_probs = tf.where(finished[:, None], finished_row, log_probs)
+        parents, tokens, scores = choose(position, log_probs, scores)  # (W,) each
+        column = tf.range(max_length) == position  # (max_length,)
+        sequences = tf.where(column, tokens[:, None], tf.gather(sequences, parents))
+        finished = tf.gather(finished, parents) | (tokens == END)
+        state = tf.nest.map_structure(lambda tensor: tf.gather(tensor, parents), state)
+        return position + 1, tokens, sequences, scores, finished, state
+
     start = (
         tf.constant(0),
         tf.fill([width], START),
         tf.fill([width, max_length], PADDING),
+        scores,
         tf.zeros([width], tf.bool),
         state,
     )
-
-    def open_left(position, last, lines, done, state):
-        return (position < max_length) & ~tf.reduce_all(done)
-
-    def extend(position, last, lines, done, state):
-        log_probs, state = step(last, state)  # (W, V)
-        log_probs = tf.where(_not_said(log_probs.shape[-1]), NEVER, log_probs)
-        place = tf.stack([seed[0], seed[1] + position])
-        drawn = tf.random.stateless_categorical(log_probs, 1, place, tf.int32)  # (W, 1)
-        token = tf.where(done, PADDING, drawn[:, 0])  # (W,)
-        column = tf.one_hot(position, max_length, True, False, dtype=tf.bool)
-        lines = tf.where(column, token[:, None], lines)
-        return position + 1, token, lines, done | (token == END), state
-
-    _, _, lines, _, _ = tf.while_loop(open_left, extend, start)
-    return lines
-
-
-def _not_said(vocabulary_size: int) -> tf.Tensor:
-    """Which tokens are never produced, (vocabulary_size,) bool."""
-    return tf.reduce_any(tf.range(vocabulary_size) == NOT_SAID, axis=0)
+    _, _, sequences, scores, _, _ = tf.while_loop(keep_going, extend, start)
+    return sequences, scores

@@ -1,28 +1,22 @@
-"""From an image file to pixels to features: the one path that training and captioning share.
+"""The frozen CNNs, from pixels to features.
 
-TensorFlow is imported where it is needed: reading images and listing encoders do without it.
+TensorFlow is imported where it is needed: listing the encoders does without it.
 """
 
 import contextlib
 import hashlib
-import struct
 import sys
-import threading
-import warnings
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from captioning.files import ROOT, InputError, is_file, one_line
+from captioning.files import ROOT, InputError, is_file
+from captioning.images import IMAGE_SIZE
 
-IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
 GRID_CELLS = 49  # of both encoders' last maps, 7 × 7, row by row
 KINDS = ("pooled", "layers", "grid")  # of features
-IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 LITE0_WEIGHTS = ROOT / "models" / "efficientnet_lite0.h5"
 VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 VGG16_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{VGG16_FILE}"
@@ -37,85 +31,6 @@ LITE0_STAGES = (
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
-
-FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what else Pillow opens may start programs
-MAX_PIXELS = 50_000_000  # of what is decoded; a larger JPEG is decoded small
-LARGE = 4_000_000  # pixels, from which on images are decoded one at a time
-ONE_LARGE_IMAGE = threading.Lock()  # so that threads do not each take a gigabyte
-warnings.filterwarnings("ignore", module="PIL")  # of what is read all the same
-
-# What Pillow's decoders are seen to raise on broken files, beside OSError.
-BROKEN_IMAGE = (ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError)
-BROKEN_IMAGE += (struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
-
-
-def load_image(path: str | Path) -> np.ndarray:
-    """Read one image as the encoders see it: upright, RGB, squashed to 224 × 224.
-
-    Of several frames the first. Takes 1 GB at most, for the largest that is read.
-
-    Returns:
-        (224, 224, 3) uint8, channels red, green, blue.
-
-    Raises:
-        InputError: the file is missing, not a regular file, or not an image that can be read.
-    """
-    name = one_line(path)
-    if not is_file(path):
-        raise InputError(f"{name}: no such image file")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
-            return image_to_pixels(image)
-    except UnidentifiedImageError as error:  # whose own words repeat the path
-        reason = f"it is none of {', '.join(FORMATS)}, or is cut off"
-        raise InputError(f"{name}: not a readable image ({reason})") from error
-    except OSError as error:
-        reason = error.strerror or one_line(error)  # without the path
-        raise InputError(f"{name}: not a readable image ({reason})") from error
-    except BROKEN_IMAGE as error:
-        raise InputError(f"{name}: not a readable image ({one_line(error)})") from error
-
-
-def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
-    """As `load_image`, but with an error as a value: (pixels, "") or (None, what is wrong)."""
-    try:
-        return load_image(path), ""
-    except InputError as error:
-        return None, str(error)
-
-
-def image_to_pixels(image: Image.Image) -> np.ndarray:
-    """Turn an open image of any mode into (224, 224, 3) uint8, as `load_image` does."""
-    # A large JPEG is decoded at a half, a quarter or an eighth, as long as twice the size is left.
-    image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
-    count = image.width * image.height
-    if count > MAX_PIXELS:
-        raise ValueError(f"{count} pixels are more than {MAX_PIXELS}")
-    with ONE_LARGE_IMAGE if count > LARGE else contextlib.nullcontext():
-        return _decode(image)
-
-
-def _decode(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip it, not scale it
-        grey = np.array(image, np.float32)
-        grey *= 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
-        image = Image.fromarray(
-            np.nan_to_num(grey, copy=False).clip(0, 255, out=grey).astype(np.uint8)
-        )
-    if image.has_transparency_data:  # what is transparent is seen on white
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
-        # Pillow's filters widen with the reduction, so this is antialiased.
-        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(image)  # (224, 224, 3) uint8
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """The image files directly in `folder`, sorted by name, chosen by their suffix."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
 
 
 class Encoder:
@@ -153,12 +68,6 @@ class Encoder:
         spec = ENCODERS[name]
         self.name, self.weights, self.kind = name, str(weights), kind
         network = spec.build(self.weights)
-        found = int(network.output_shape[-1])
-        if found != spec.feature_size:
-            raise InputError(
-                f"{name} gives {found} floats an image, not {spec.feature_size}: "
-                f"its weights are not those of the network with its fully connected layers"
-            )
         digest = hashlib.sha256(name.encode())
         for variable in network.weights:  # one by one: VGG16's are half a gigabyte
             digest.update(np.ascontiguousarray(variable))
@@ -196,7 +105,6 @@ class EncoderSpec:
 
     build: Callable
     scale: Callable
-    feature_size: int  # floats an image, pooled
     layers: tuple[str, ...]  # that make the vector of kind "layers"
     enlarged: int  # pixels, the side of the image that those see
     grid_layer: str  # whose output is 7 × 7
@@ -236,8 +144,7 @@ def build_vgg16(weights: str):
     if weights == "random":
         keras.utils.set_random_seed(0)  # the same features in every process
     try:
-        undrawn = contextlib.nullcontext() if weights == "random" else _weights_start_at_zero()
-        with undrawn, contextlib.redirect_stdout(sys.stderr):  # a download's bar is not output
+        with contextlib.redirect_stdout(sys.stderr):  # a download's bar is not output
             network = keras.applications.VGG16(weights=source)
     except Exception as error:  # Keras raises a bare Exception when its download fails
         if weights == "imagenet":
@@ -251,20 +158,6 @@ def build_vgg16(weights: str):
             f"with its fully connected layers (not 'notop'), or a .weights.h5 of Keras' VGG16."
         ) from error
     return keras.Model(network.input, network.get_layer("fc2").output, name="vgg16_fc2")
-
-
-@contextlib.contextmanager
-def _weights_start_at_zero():
-    """Draw no random weights: VGG16's, only to be overwritten, would cost 0.4 GB at the peak."""
-    from unittest import mock
-
-    import keras
-
-    drawn = keras.initializers.VarianceScaling  # of which Keras' default, GlorotUniform, is one
-    with mock.patch.object(
-        drawn, "__call__", lambda _, shape, dtype: keras.ops.zeros(shape, dtype)
-    ):
-        yield
 
 
 def scale_vgg16(pixels):
@@ -327,13 +220,15 @@ def _existing_file(weights: str) -> str:
 
 ENCODERS = {
     "vgg16": EncoderSpec(
-        *(build_vgg16, scale_vgg16, 4096),
+        build_vgg16,
+        scale_vgg16,
         layers=("fc2", "block5_pool", "block4_pool", "block3_pool"),
         enlarged=IMAGE_SIZE,  # fc1 takes no other
         grid_layer="block5_pool",
     ),
     "efficientnet_lite0": EncoderSpec(
-        *(build_lite0, scale_lite0, 1280),
+        build_lite0,
+        scale_lite0,
         layers=("features", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
         enlarged=384,
         grid_layer="grid",

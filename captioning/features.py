@@ -20,8 +20,9 @@ import joblib
 import numpy as np
 
 from captioning import cli
-from captioning.encoders import Encoder, try_load_image
-from captioning.files import ROOT, InputError, atomic_path, one_line
+from captioning.encoders import Encoder
+from captioning.files import ROOT, InputError, atomic_path, load_pickle, one_line
+from captioning.images import try_load_image
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
 CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
@@ -230,3 +231,26 @@ def _worker_encoder(
     if encoder.weights_hash != weights_hash:
         raise InputError(f"a worker has other weights of {name}: give all machines the same file.")
     return encoder
+
+
+# -- features.pkl ----------------------------------------------------------------------------------
+
+
+def load_features(folder: Path) -> dict:
+    """Read features.pkl in `folder`, its array memory-mapped (data/README.md: every field).
+
+    Raises:
+        InputError: the file is missing, or not what preprocess.py writes.
+    """
+    path = folder / "features.pkl"
+    texts = dict.fromkeys(("kind", "encoder", "weights_hash", "fingerprint"), str)
+    fields = {"features": np.ndarray, "image_ids": list, "unreadable": dict}
+    content = load_pickle(path, fields | texts)
+    array, image_ids = content["features"], content["image_ids"]
+    if {2: np.float32, 3: np.float16}.get(array.ndim) != array.dtype:  # a vector, or a grid's cells
+        raise InputError(f"{path} is not what preprocess.py writes (features). Run it again.")
+    if len(image_ids) != len(array):
+        raise InputError(
+            f"{path} has {len(array)} features of {len(image_ids)} images. Run preprocess.py again."
+        )
+    return content

@@ -1,16 +1,18 @@
-"""Reading and writing files so that nothing is half written and every fault names its fix."""
+"""Reading and writing files so that nothing is half written and every error names its fix."""
 
 import contextlib
 import functools
-import glob
 import os
-import tempfile
+import secrets
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import joblib
+
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
-ABANDONED = 3600  # seconds without a change, after which a temporary file is a killed run's
+ABANDONED = 3600  # seconds without a change after which a temporary file is a killed run's
 
 
 class InputError(Exception):
@@ -18,14 +20,14 @@ class InputError(Exception):
 
 
 def is_file(path: str | Path) -> bool:
-    """Whether `path` is, or leads to, a regular file: no pipe or device that would be waited on."""
+    """Whether `path` is, or leads to, a regular file: no pipe or device to be waited on."""
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for names that are too long
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """A name or message from elsewhere, fit for a line of ours.
+    """A name or message from elsewhere, fit for one line of ours.
 
-    Control characters would break the line or command the terminal; they are escaped.
+    Control characters would break the line or command the terminal, so they are escaped.
     """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
     return text if len(text) <= limit else text[:limit] + "…"
@@ -33,48 +35,78 @@ def one_line(text: object, limit: int = 300) -> str:
 
 @contextlib.contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; it takes `path`'s place when the block succeeds.
+    """Yield a temporary path beside `path`; it replaces `path` when the block succeeds.
 
-    A fault inside the block, or a kill at any moment, leaves the old file whole.
+    A fault inside the block, or a kill at any moment, leaves the old file whole. Where `path` is a
+    link, what it leads to is replaced; an old file's permissions stay.
 
     Raises:
         InputError: the folder cannot be created or written, or the disk is full.
     """
-    path = Path(path)
-    temporary = None
+    target = Path(os.path.realpath(path))
+    # A short name fits wherever the target's does. The suffix stays last: Keras, NumPy and
+    # matplotlib choose the format by it.
+    temporary = target.with_name(f".partial-{secrets.token_hex(4)}{target.suffix}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix stays last: Keras and matplotlib choose the format by it.
-        prefix, suffix = f".{path.stem}-", f".partial{path.suffix}"
-        _sweep(path.parent, suffix, time.time() // ABANDONED)
-        handle, name = tempfile.mkstemp(suffix=suffix, prefix=prefix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(target.parent)
+        temporary.open("x").close()
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())  # mkstemp's 0600 would hide the file from colleagues
-        temporary.replace(path)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
     except OSError as error:
         raise InputError(
             f"cannot write {one_line(path)}: {error.strerror or one_line(error)}. "
             f"Free space, or name another place."
         ) from error
     finally:
-        if temporary is not None:
+        with contextlib.suppress(OSError):  # a folder that cannot be read holds no file of ours
             temporary.unlink(missing_ok=True)
 
 
-@functools.lru_cache(maxsize=16)  # once an hour: who writes many files would search for each
-def _sweep(folder: Path, suffix: str, hour: float) -> None:
+@functools.lru_cache(maxsize=64)  # once for each folder: it may hold a file for each photo
+def _remove_abandoned(folder: Path) -> None:
     """Remove what killed runs left in `folder`."""
-    for left in folder.glob(f".*-????????{glob.escape(suffix)}"):
+    for left in folder.glob(".partial-????????*"):
         with contextlib.suppress(FileNotFoundError):  # another process was faster
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+def save_pickle(value: dict, path: str | Path) -> None:
+    """Write `value` with joblib, uncompressed, so that its arrays can be memory-mapped."""
+    with atomic_path(path) as temporary:
+        joblib.dump(value, temporary)
+
+
+def load_pickle(path: Path, fields: dict[str, type]) -> dict:
+    """Read a dict that preprocess.py wrote, its arrays memory-mapped read-only.
+
+    Unpickling runs what a file says: these are working files, to be trusted like code. What is
+    checked here is that they are whole and of this project.
+
+    Args:
+        path: the file.
+        fields: the keys that it must have, with the type of each value.
+
+    Raises:
+        InputError: the file is missing, or not what preprocess.py writes.
+    """
+    if not is_file(path):
+        raise InputError(f"{path} is missing. Run preprocess.py first, or name its folder.")
+    try:
+        value = joblib.load(path, mmap_mode="r")
+    except Exception as error:  # unpickling can raise anything at all
+        raise InputError(
+            f"{path} cannot be read ({one_line(error)}). Run preprocess.py again."
+        ) from error
+    found = value if isinstance(value, dict) else {}
+    wrong = [name for name, kind in fields.items() if not isinstance(found.get(name), kind)]
+    if wrong:
+        raise InputError(
+            f"{path} is not what preprocess.py writes ({', '.join(wrong)}). Run it again."
+        )
+    return value

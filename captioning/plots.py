@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from captioning.encoders import load_image
 from captioning.files import InputError, atomic_path, one_line
+from captioning.images import load_image
 
 MAX_IMAGES = 24  # in one picture; more would be too small to look at
 COLUMNS = 4

@@ -1,7 +1,9 @@
 """Scores by pycocoevalcap, the standard implementation, and the rows that give them a meaning."""
 
 import contextlib
+import math
 import shutil
+from collections import Counter
 
 import numpy as np
 from scipy.sparse import csr_matrix
@@ -74,6 +76,53 @@ class Scorer:
                     self._meteor.meteor_p.stdin.close()
                 self._meteor = None
         return scores, np.asarray(each)
+
+
+class CiderD:
+    """CIDEr-D of captions against their image's references (Vedantam et al. 2015).
+
+    The same numbers as pycocoevalcap's, which would weigh all references anew for every batch.
+    """
+
+    def __init__(self, references: list[list[list[str]]]):
+        """Count in how many images each n-gram occurs, and weigh the references by it.
+
+        Args:
+            references: of each image, its captions as lists of tokens.
+        """
+        counted = [[Counter(ngrams(tokens)) for tokens in lines] for lines in references]
+        frequencies = Counter(gram for lines in counted for gram in set().union(*lines))
+        images = math.log(max(1, len(references)))  # no dev split: nothing will be scored
+        self.rarest = images  # the weight of an n-gram of no image
+        self.weights = {gram: images - math.log(count) for gram, count in frequencies.items()}
+        self.references = [[self._weigh(counts) for counts in lines] for lines in counted]
+
+    def score(self, image: int, tokens: list[str]) -> float:
+        """CIDEr-D, from 0 to 10, of one caption of an image, the image by its position."""
+        vector, norms, length = self._weigh(Counter(ngrams(tokens)))
+        total = 0.0
+        for reference, reference_norms, reference_length in self.references[image]:
+            products = [0.0] * MAX_ORDER
+            for gram, weight in vector.items():
+                other = reference.get(gram)
+                if other is not None:  # what is said more often than by the human is clipped
+                    products[len(gram) - 1] += min(weight, other) * other
+            near = math.exp(-((length - reference_length) ** 2) / (2 * CIDER_SIGMA**2))
+            for product, norm, reference_norm in zip(products, norms, reference_norms, strict=True):
+                if product:
+                    total += near * product / (norm * reference_norm)
+        return 10 * total / (MAX_ORDER * len(self.references[image]))
+
+    def _weigh(self, counts: Counter) -> tuple[dict, list[float], int]:
+        """TF-IDF of each n-gram, the norm of each order's vector, and the number of bigrams."""
+        vector = {
+            gram: count * self.weights.get(gram, self.rarest) for gram, count in counts.items()
+        }
+        squares = [0.0] * MAX_ORDER
+        for gram, weight in vector.items():
+            squares[len(gram) - 1] += weight * weight
+        length = sum(count for gram, count in counts.items() if len(gram) == 2)
+        return vector, [math.sqrt(square) for square in squares], length
 
 
 def constant_caption(training: dict[str, list[str]]) -> str:

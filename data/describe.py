@@ -9,10 +9,10 @@ from statistics import mean, median
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning import cli
-from captioning.captions import SPECIAL_TOKENS, SPLITS
-from captioning.encoders import try_load_image
+from captioning.captions import SPECIAL_TOKENS, SPLITS, load_captions
+from captioning.features import load_features
 from captioning.files import one_line
-from captioning.pickles import load_captions, load_features
+from captioning.images import try_load_image
 
 EXAMPLES = 4  # photos drawn, as many as stand side by side
 MOST_FREQUENT = 15  # words printed
@@ -112,7 +112,7 @@ def choose_examples(text: dict, images_dir: Path, seed: int) -> list[tuple[Path,
     for path, _ in examples:
         problem = try_load_image(path)[1]
         if problem:
-            cli.say(f"no examples: {problem}. Name the photos' folder with --images_dir.")
+            cli.log(f"no examples: {problem}. Name the photos' folder with --images_dir.")
             return []
     return examples
 

@@ -98,7 +98,7 @@ def fetch(archive: str, base_url: str, folder: Path) -> Path:
     cli.load_tensorflow()
     import keras
 
-    cli.say(f"fetching {url}")
+    cli.log(f"fetching {url}")
     socket.setdefaulttimeout(SILENCE)
     try:
         with (

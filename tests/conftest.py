@@ -1,76 +1,15 @@
 """What several tests need: the real scripts, the sample set, Flickr8k where it is."""
 
-import contextlib
-import io
 import os
-import runpy
 import shlex
-import signal
-import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-ROOT = Path(__file__).resolve().parent.parent
-# Flickr8k cannot be shipped: tests on it look here, or beside the repository.
-FLICKR8K = Path(os.environ.get("FLICKR8K_DIR", ROOT.parent / "shared" / "flickr8k"))
-EXAMPLES = ROOT / "data" / "examples"
-PATIENCE = 600  # seconds for what takes one or two on a machine that has nothing else to do
-
-
-def run_script(*arguments, code: int = 0, **options) -> subprocess.CompletedProcess:
-    """Run one of the repository's scripts as a user would; its exit code must be `code`."""
-    done = subprocess.run(
-        [sys.executable, *map(str, arguments)],
-        cwd=options.pop("cwd", ROOT),
-        capture_output=True,
-        text=True,
-        timeout=600,
-        **options,
-    )
-    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-    assert "Traceback" not in done.stderr, done.stderr
-    return done
-
-
-def run_here(*arguments, code: int = 0) -> subprocess.CompletedProcess:
-    """The same within this process, where TensorFlow is loaded: spares what a process costs."""
-    out, err = (io.TextIOWrapper(io.BytesIO(), write_through=True) for _ in range(2))
-    with (
-        contextlib.redirect_stdout(out),
-        contextlib.redirect_stderr(err),
-        contextlib.chdir(ROOT),
-        mock.patch.object(sys, "argv", list(map(str, arguments))),
-        pytest.raises(SystemExit) as ended,
-    ):
-        runpy.run_path(str(arguments[0]), run_name="__main__")
-    stdout, stderr = (stream.buffer.getvalue().decode(errors="replace") for stream in (out, err))
-    assert ended.value.code == code, f"exit code {ended.value.code}\n{stdout}\n{stderr}"
-    return subprocess.CompletedProcess(arguments, code, stdout, stderr)
-
-
-class PeakMemory:
-    """Measures, in MB, by how much a block raises this process' greatest resident memory."""
-
-    def __enter__(self):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-        self.before = self.peak()
-        return self
-
-    def __exit__(self, *_):
-        self.taken = self.peak() - self.before
-
-    @staticmethod
-    def peak() -> float:
-        """The process' greatest resident memory; unlike rusage's, not that of who started it."""
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) / 1024
+from helpers import EXAMPLES, FLICKR8K, run_here, run_script, serving
 
 
 @pytest.fixture(scope="session")
@@ -115,30 +54,6 @@ def captioner(demo):
     from model import Captioner
 
     return Captioner.load(demo / "models" / "caption_model.h5")
-
-
-@contextlib.contextmanager
-def serving(*arguments, stop=signal.SIGINT, env=None):
-    """The script itself, at a free port, stopped in the end: its address."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "app.py", "--port", port, *arguments]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    process = subprocess.Popen(list(map(str, command)), cwd=ROOT, env=env, **pipes)
-    lines = []
-    try:
-        for line in process.stderr:
-            lines.append(line)
-            if line.startswith("listening on"):
-                break
-        else:
-            pytest.fail(f"it did not start:\n{''.join(lines)}")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.send_signal(stop)
-        _, err = process.communicate(timeout=PATIENCE)
-    assert err.endswith("stopped.\n"), err
-    assert process.returncode == 130
 
 
 @pytest.fixture(scope="session")

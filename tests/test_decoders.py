@@ -1,156 +1,165 @@
-"""Attention over the grid, and fine-tuning on CIDEr, through the real scripts."""
+"""What holds for every decoder of the registry; docs/decoders.md runs it on another one."""
 
-import csv
-import json
+import dataclasses
 
-import joblib
+import keras
 import numpy as np
 import pytest
-from conftest import run_here
-from PIL import Image
+import tensorflow as tf
+from helpers import CONFIGS, EACH, WORDS, compiled, random_batches, random_features, untrained
 
-from captioning.encoders import GRID_CELLS, Encoder, enlarge, load_image, scale_lite0
-from captioning.networks import LEAST_VARIANCE, build_captioner, standardize
-from model import Captioner
-
-
-@pytest.fixture(scope="module")
-def grid(small):
-    """The small sample set's grids, beside its vectors."""
-    arguments = ("--dataset_dir", small / "dataset", "--output_dir", small / "grid")
-    lite0 = ("--encoder", "efficientnet_lite0", "--features", "grid")
-    run_here("preprocess.py", *arguments, *lite0)
-    return small / "grid"
+from captioning import cli
+from finetune import prepare_for_scst
+from model import DECODERS, Captioner, build_decoder
 
 
-def test_a_grid_s_mean_is_the_vector(small, grid):
-    features = joblib.load(grid / "features.pkl", mmap_mode="r")["features"]
-    assert isinstance(features, np.memmap)
-    assert features.shape == (60, GRID_CELLS, 1280)
-    assert features.dtype == np.float16
-    vectors = joblib.load(small / "data" / "features.pkl")["features"]
-    np.testing.assert_allclose(features.astype(float).mean(axis=1), vectors, rtol=2e-3, atol=2e-4)
+def random_tokens(count: int, length: int = 6) -> np.ndarray:
+    return np.random.default_rng(4).integers(0, len(WORDS), (count, length)).astype(np.int32)
 
 
-def test_cells_go_row_by_row(small):
-    """What is changed in a photo's top right corner is seen in the cells there."""
-    encoder = Encoder("efficientnet_lite0", kind="grid")
-    image = load_image(small / "dataset" / "Images" / "scene_0000.jpg")
-    changed = image.copy()
-    changed[:48, -48:] = 255 - changed[:48, -48:]
-    before, after = (encoder.encode(pixels[None])[0].astype(float) for pixels in (image, changed))
-    change = np.abs(after - before).sum(axis=1).reshape(7, 7)
-    row, column = np.unravel_index(change.argmax(), (7, 7))
-    assert row < 2 < 4 < column
-    # A cell sees more than its own patch, but most of what it says is of there.
-    assert change[:3, 4:].mean() > 4 * change[3:, :4].mean()
+def test_the_command_line_offers_the_registry():
+    """Told without importing TensorFlow, so by a list of its own."""
+    assert tuple(DECODERS) == cli.DECODER_NAMES
 
 
-def test_features_are_seen_in_standard_deviations(grid):
-    from dataclasses import replace
-
-    from test_model import CONFIGS
-
-    features = joblib.load(grid / "features.pkl", mmap_mode="r")["features"]
-    network = build_captioner(replace(CONFIGS["attention"], feature_size=1280))
-    standardize(network, features, list(range(50)))
-    units = features[:50].astype(float).reshape(-1, 1280)
-    units /= np.linalg.norm(units, axis=1, keepdims=True)
-    mean, variance = network.get_layer("cell_standard").get_weights()
-    np.testing.assert_allclose(mean, units.mean(axis=0), atol=1e-6)
-    expected = np.maximum(units.var(axis=0), LEAST_VARIANCE * units.var(axis=0).mean())
-    np.testing.assert_allclose(variance, expected, atol=1e-7)
-    mean, variance = network.get_layer("image_standard").get_weights()
-    units = features[:50].astype(float).mean(axis=1)
-    units /= np.linalg.norm(units, axis=1, keepdims=True)
-    np.testing.assert_allclose(mean, units.mean(axis=0), atol=1e-6)
-    expected = np.maximum(units.var(axis=0), LEAST_VARIANCE * units.var(axis=0).mean())
-    np.testing.assert_allclose(variance, expected, atol=1e-7)
+@EACH
+def test_causal(config):
+    """A later token changes no earlier logits, and each token changes those after it."""
+    network = untrained(config).decoder.network
+    features, tokens = random_features(5, config), random_tokens(5)
+    before = network([features, tokens]).numpy()
+    for place in range(tokens.shape[1]):
+        changed = tokens.copy()
+        changed[:, place] = (changed[:, place] + 1) % len(WORDS)
+        after = network([features, changed]).numpy()
+        np.testing.assert_allclose(after[:, :place], before[:, :place], atol=1e-5)
+        assert np.abs(after[:, place:] - before[:, place:]).max() > 1e-3
 
 
-@pytest.mark.long
-def test_attention_from_training_to_a_caption(small, grid, tmp_path):
-    model_path = tmp_path / "m.h5"
-    options = ("--epochs", 2, "--units", 32, "--embedding_size", 32, "--batch_size", 16)
-    arguments = ("--decoder", "attention", "--model_path", model_path, *options)
-    run_here("train.py", "--data_dir", grid, *arguments)
-    evaluated = run_here(
-        *("evaluate.py", "--model_path", model_path, "--data_dir", grid, "--split", "dev"),
-        *("--output_dir", tmp_path / "results", "--images_dir", small / "dataset" / "Images"),
-    )
-    assert "model" in evaluated.stdout
-    captions = json.loads((tmp_path / "results" / "captions.json").read_text())
-    photo = small / "dataset" / "Images" / captions[0]["image_id"]
-    done = run_here("generate_caption.py", "--image_path", photo, "--model_path", model_path)
-    assert done.stdout == f"{photo}\t{captions[0]['caption']}\n"
-
-    refused = run_here("train.py", "--data_dir", small / "data", *arguments, code=1)
-    assert "--features grid" in refused.stderr
-    refused = run_here("train.py", "--data_dir", grid, "--model_path", model_path, code=1)
-    assert "--features pooled or layers" in refused.stderr
-    refused = run_here(
-        "evaluate.py", "--model_path", model_path, "--data_dir", small / "data", code=1
-    )
-    assert "(49, 1280)" in refused.stderr
+@EACH
+def test_step_by_step_equals_whole_captions(config):
+    decoder = untrained(config).decoder
+    features, tokens = random_features(5, config), random_tokens(5)
+    whole = decoder.network([features, tokens]).numpy()  # (B, T, V)
+    state = decoder.init_state(features)
+    assert all(len(tensor) == 5 for tensor in tf.nest.flatten(state))
+    for place in range(tokens.shape[1]):
+        shapes = tf.nest.map_structure(lambda tensor: tensor.shape, state)
+        logits, state = decoder.step(tokens[:, place], state)
+        np.testing.assert_allclose(logits, whole[:, place], atol=1e-4)
+        assert shapes == tf.nest.map_structure(lambda tensor: tensor.shape, state)
 
 
-@pytest.mark.long
-def test_layers_from_photos_to_a_caption(small, tmp_path):
-    """Each layer's average, of length 1, and the same path from a photo."""
-    lite0 = ("--encoder", "efficientnet_lite0", "--features", "layers")
-    data = ("--output_dir", tmp_path)
-    run_here("preprocess.py", "--dataset_dir", small / "dataset", *data, *lite0)
-    features = joblib.load(tmp_path / "features.pkl", mmap_mode="r")["features"]
-    assert features.shape == (60, 1280 + 320 + 192 + 112)
-    photos = [small / "dataset" / "Images" / f"scene_{i:04}.jpg" for i in range(4)]
-    pixels = np.stack([enlarge(load_image(photo), 384) for photo in photos])
-    vectors = Encoder("efficientnet_lite0").network(scale_lite0(pixels.astype(np.float32)))
-    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    np.testing.assert_allclose(features[:4, :1280], vectors, rtol=1e-3, atol=1e-4)
-    for part in np.split(features, [1280, 1600, 1792], axis=1):
-        np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1, atol=1e-5)
-        assert part.std(axis=0).mean() > 0.001  # it tells photos apart
+@EACH
+def test_gradients_of_whole_captions_equal_those_of_prefixes(config):
+    """One pass over whole captions: loss and gradients of all prefixes, each a sample."""
+    decoder = untrained(config, seed=1).decoder
+    network = compiled(decoder)
+    batches = random_batches(count=8, config=config)
+    features, ids = batches.features[batches.rows], batches.ids
+    inputs, targets = [features, ids[:, :-1]], ids[:, 1:]
+    weights = batches.weight * (targets != 0)
+    with tf.GradientTape() as tape:
+        whole = network.compute_loss(inputs, targets, network(inputs), weights, training=False)
+    gradients = tape.gradient(whole, network.trainable_variables)
 
-    model_path = tmp_path / "m.h5"
-    sizes = ("--units", 16, "--merge_units", 24, "--embedding_size", 16)
-    arguments = ("--data_dir", tmp_path, "--model_path", model_path, "--epochs", 2)
-    run_here("train.py", *arguments, *sizes)
-    captioner = Captioner.load(model_path)
-    photo = photos[0]
-    done = run_here("generate_caption.py", "--image_path", photo, "--model_path", model_path)
-    assert done.stdout == f"{photo}\t{captioner.caption_features(features[:1])[0]}\n"
-    refused = run_here(
-        "evaluate.py", "--model_path", model_path, "--data_dir", small / "data", code=1
-    )
-    assert "--features layers" in refused.stderr
+    total, count = 0.0, np.count_nonzero(weights)
+    sums = [np.zeros(variable.shape) for variable in network.trainable_variables]
+    for row, line in zip(features, ids, strict=True):
+        for end in range(1, np.count_nonzero(line)):  # the prefix before each target
+            with tf.GradientTape() as tape:
+                logits = network([row[None], line[None, :end]])[0, -1]  # (V,)
+                loss = -tf.nn.log_softmax(logits)[line[end]]
+            total += float(loss)
+            for i, gradient in enumerate(tape.gradient(loss, network.trainable_variables)):
+                sums[i] += 0 if gradient is None else tf.convert_to_tensor(gradient).numpy()
+    assert float(whole) == pytest.approx(total / count, rel=1e-5)
+    for gradient, expected in zip(gradients, sums, strict=True):
+        gradient = tf.convert_to_tensor(gradient).numpy()
+        np.testing.assert_allclose(gradient, expected / count, rtol=2e-3, atol=2e-6)
 
 
-@pytest.mark.long
-def test_fine_tuning_goes_on_where_it_was_stopped(small, tmp_path):
-    """Two epochs, and one epoch and another: the same file."""
-    start = tmp_path / "start.h5"
-    data = ("--data_dir", small / "data")
-    sizes = ("--units", 32, "--embedding_size", 32)
-    run_here("train.py", *data, "--epochs", 2, "--model_path", start, *sizes)
-    whole, parts = tmp_path / "whole.h5", tmp_path / "parts.h5"
-    options = (*data, "--finetune_cider", start, "--epochs", 2, "--batch_size", 16)
-    run_here("train.py", *options, "--model_path", whole)
-    rows = list(csv.DictReader(whole.with_suffix(".csv").open()))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert all(float(row["train_cider"]) > 0 and float(row["dev_cider"]) >= 0 for row in rows)
-    assert Image.open(whole.with_suffix(".png")).width > 500
+@EACH
+def test_a_file_gives_the_same_network_and_keras_reads_it_too(config, tmp_path):
+    words = [*WORDS[:-4], "dog", "'s", "größe", "كلب"]
+    config = dataclasses.replace(config, training={"epochs": 3})
+    captioner = untrained(config, words=words)
+    captioner.save(tmp_path / "m.h5")
+    features, tokens = random_features(20, config), random_tokens(20)
+    logits = captioner.decoder.network([features, tokens]).numpy()
+    untrained(config)  # names that Keras numbers have moved on
+    loaded = Captioner.load(tmp_path / "m.h5")
+    assert (loaded.config, loaded.vocabulary.words) == (config, words)
+    np.testing.assert_array_equal(loaded.decoder.network([features, tokens]).numpy(), logits)
+    assert loaded.caption_features(features) == captioner.caption_features(features)
+    plain = keras.models.load_model(tmp_path / "m.h5")  # as any Keras user would
+    np.testing.assert_allclose(plain([features, tokens]).numpy(), logits, atol=1e-6)
 
-    from captioning.training import EpochLog
 
-    stop = EpochLog.on_epoch_end
+@EACH
+def test_parameters_are_counted_without_building(config):
+    for changes in {}, {"units": 8, "embedding_size": 12, "feature_size": 11, "members": 2}:
+        config = dataclasses.replace(config, **changes)
+        assert config.count_parameters() == build_decoder(config).network.count_params()
 
-    def interrupted(self, epoch, logs=None):
-        stop(self, epoch, logs)
-        raise KeyboardInterrupt
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EpochLog, "on_epoch_end", interrupted)
-        run_here("train.py", *options, "--model_path", parts, code=130)
-    assert len(parts.with_suffix(".csv").read_text().splitlines()) == 2
-    run_here("train.py", *options, "--model_path", parts, "--resume")
-    assert parts.read_bytes() == whole.read_bytes()
+@EACH
+def test_an_ensemble_of_equals_is_its_member(config):
+    alone = untrained(config).decoder
+    ensemble = build_decoder(dataclasses.replace(config, members=2))
+    for member in ensemble.members:
+        member.copy_pretrained(alone)
+    features, tokens = random_features(4, config), random_tokens(4)
+    expected = alone.network([features, tokens]).numpy()
+    np.testing.assert_allclose(ensemble.network([features, tokens]), expected, atol=1e-5)
+    state = ensemble.init_state(features)
+    logits, state = ensemble.step(tokens[:, 0], state)
+    np.testing.assert_allclose(logits, expected[:, 0], atol=1e-4)
+    looked = [decoder.attention(features, tokens) for decoder in (alone, ensemble)]
+    assert (looked[0] is None) == (looked[1] is None)
+    if looked[0] is not None:
+        np.testing.assert_allclose(*looked, atol=1e-5)
+        np.testing.assert_allclose(tf.reduce_sum(looked[0], axis=-1), 1, atol=1e-5)
+
+
+@EACH
+@pytest.mark.parametrize("xla", [True, False], ids=["xla", "plain"])
+def test_samples_and_update_miss_the_same_features(config, xla):
+    """What the sampler would say next, and what the update thinks that it would."""
+    decoder = prepare_for_scst(untrained(config), {"why": "a test"}).decoder
+    network = compiled(decoder)
+    if not xla:  # as on a GPU
+        for dropout in decoder.dropouts.values():
+            dropout.rng_alg = "philox"
+    features, tokens = random_features(6, config), random_tokens(6)
+    begin = tf.function(lambda x: decoder.init_state(x, training=True), jit_compile=xla)
+    update = tf.function(lambda *x: network(x, training=True), jit_compile=xla)
+    for seed in (1, 2):
+        decoder.seed_dropouts(seed)
+        state = begin(features)
+        decoder.seed_dropouts(seed)
+        expected = update(features, tokens)  # (B, T, V)
+        for place in range(tokens.shape[1]):
+            logits, state = decoder.step(tokens[:, place], state)
+            np.testing.assert_allclose(logits, expected[:, place], atol=1e-4)
+        assert np.abs(network([features, tokens]) - expected).max() > 0.01  # nothing hidden
+    again = update(features, tokens)  # drawn anew
+    assert np.abs(again - expected).max() > 0.01
+
+
+@EACH
+def test_known_words_are_copied_into_a_larger_vocabulary(config):
+    """The logits of known words stay, whatever is new."""
+    pretrained = untrained(config).decoder
+    larger = build_decoder(dataclasses.replace(config, vocabulary_size=len(WORDS) + 3))
+    larger.copy_pretrained(pretrained)
+    features, tokens = random_features(4, config), random_tokens(4)
+    logits = larger.network([features, tokens]).numpy()[..., : len(WORDS)]
+    np.testing.assert_allclose(logits, pretrained.network([features, tokens]), atol=1e-5)
+
+
+def test_every_kind_of_features_has_a_decoder():
+    from captioning.encoders import KINDS
+
+    assert {kind for decoder in DECODERS.values() for kind in decoder.kinds} == set(KINDS)
+    assert set(CONFIGS) > set(DECODERS)

@@ -1,0 +1,79 @@
+"""A decoder whose words choose which cells of the image are added to them (Xu et al. 2015)."""
+
+import tensorflow as tf
+from keras import layers
+
+from captioning.decoder import Decoder
+
+
+class AttentionDecoder(Decoder):
+    """As the merge decoder, with dot-product attention over the cells of a grid.
+
+    The query is the LSTM's output; the LSTM sees words alone, so whole captions pass at once.
+    """
+
+    kinds = ("grid",)
+
+    def build(self, config) -> None:
+        """Make the layers: those of the mean cell, of the words, of the cells, of the sum."""
+        width = config.merge_units
+        self.mean_cell = layers.GlobalAveragePooling1D(name="mean_cell")
+        self.image_input = self.add_feature_input("image")
+        self.image = layers.Dense(width, activation="relu", name="image")
+        # The same floats of all cells are dropped: otherwise neighbours would give them away.
+        self.cell_input = self.add_feature_input("cell", noise_shape=(None, 1, None))
+        self.cells = layers.Dense(width, activation="relu", name="cells")
+        self.keys = layers.Dense(width, name="keys")
+        self.lstm = layers.LSTM(config.units, return_sequences=True, name="lstm")
+        self.words = layers.Dense(width, name="words") if config.units != width else None
+        self.query = layers.Dense(width, name="query")
+        self.scores = layers.Dot(axes=2, name="scores")
+        self.softmax = layers.Softmax(name="attention")
+        self.attended = layers.Dot(axes=(2, 1), name="attended")
+        self.image_step = layers.Reshape((1, width), name="image_step")
+        self.merge = layers.Add(name="merge")
+        self.merged = layers.Dense(width, activation="relu", name="merged")
+        self.merged_dropout = self.add_dropout("merged", 0.6 * config.dropout)
+
+    def project(self, features, training=None):
+        """Features (B, cells, feature_size) -> the image (B, W), keys and cells (B, cells, W)."""
+        image = self.image(self.image_input(self.mean_cell(features), training))
+        cells = self.cells(self.cell_input(features, training))
+        return image, self.keys(cells), cells
+
+    def logits_of(self, image, tokens):
+        """Whole captions: tokens (B, T) -> logits (B, T, V)."""
+        return self.combine(image, self.lstm(self.embed(tokens)))
+
+    def init_state(self, features, training: bool = False):
+        """The LSTM's hidden and cell state (W, units) each, and what `project` gives."""
+        image = self.project(features, training)
+        zeros = tf.zeros([tf.shape(image[0])[0], self.config.units])
+        return zeros, zeros, image
+
+    def step(self, tokens, state):
+        """One word on: tokens (W,) -> logits (W, V) and the next state."""
+        hidden, carry, image = state
+        _, (hidden, carry) = self.lstm.cell(self.embedding(tokens), (hidden, carry))
+        return self.combine(image, hidden[:, None])[:, 0], (hidden, carry, image)
+
+    def combine(self, image, hidden):
+        """The image, its cells and the LSTM's output (B, T, units) -> logits (B, T, V)."""
+        image, keys, cells = image
+        words = self.read(hidden)
+        attended = self.attended([self.look(keys, words), cells])  # (B, T, merge_units)
+        merged = self.merge([self.image_step(image), words, attended])
+        return self.logits(self.merged_dropout(self.merged(merged)))
+
+    def read(self, hidden):
+        """The LSTM's output (B, T, units) at the width of the sum, (B, T, merge_units)."""
+        return self.words(hidden) if self.words else hidden
+
+    def look(self, keys, words):
+        """Each word's weights over the cells, (B, T, cells)."""
+        return self.softmax(self.scores([self.query(words), keys]))
+
+    def attention(self, features, tokens):
+        """How much each word looked at each cell, (B, T, cells)."""
+        _, keys, _ = self.project(features)
+        return self.look(keys, self.read(self.lstm(self.embed(tokens))))
