@@ -1,5 +1,5 @@
-# make demo       set up .venv, caption photos; draw a sample set, train on it, caption scenes
-# make test       the tests, under five minutes        make test-long   those that take longer
+# make demo       set up .venv, caption photos; draw a sample set, train on it, score it
+# make test       the tests, in minutes                make test-long   those that take longer
 # make app        a page in the browser to try a captioner on
 # make bench      speed beside what else there is, a quarter of an hour
 # make lint       ruff, lint and format                make clean       remove what these made
@@ -39,14 +39,15 @@ demo: .venv/installed
 	@$(BIN)/python generate_caption.py --image_path data/examples --beam_size 3 \
 		--model_path models/flickr8k_captioner.h5 --save_figure $(DEMO)/examples.png
 	@echo
-	@echo "Training from nothing, on scenes drawn for it:"
+	@echo "Training from scratch, on scenes drawn for it:"
 	$(BIN)/python data/sample.py --output_dir $(DEMO)/dataset
 	$(BIN)/python preprocess.py --dataset_dir $(DEMO)/dataset --output_dir $(DEMO)/data \
 		--encoder efficientnet_lite0
 	$(BIN)/python train.py --data_dir $(DEMO)/data --model_path $(DEMO)/models/caption_model.h5 \
 		--epochs 30
 	@echo
-	@$(BIN)/python data/show_sample.py --demo_dir $(DEMO)
+	$(BIN)/python evaluate.py --data_dir $(DEMO)/data --images_dir $(DEMO)/dataset/Images \
+		--model_path $(DEMO)/models/caption_model.h5 --output_dir $(DEMO)/results
 
 app: .venv/installed-app
 	$(BIN)/python app.py $(ARGS)

@@ -1,10 +1,8 @@
-"""A page in the browser that captions photos and shows what each word was worth."""
+"""A page in the browser that captions photos and shows how probable each word was."""
 
 import argparse
-import base64
 import html
 import importlib.util
-import io
 import math
 import os
 import signal
@@ -15,7 +13,6 @@ import threading
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from captioning import cli
 from captioning.files import ROOT, InputError, one_line
@@ -27,6 +24,7 @@ MAX_WAITING = 50  # requests in the queue; the next one is told to come back lat
 MAX_SESSIONS = 100  # that Gradio keeps something of; nothing that the page needs
 DELETE_CACHE = (300, 1800)  # seconds: every 5 minutes, uploads older than half an hour go
 LOCAL = {"localhost", "127.0.0.1", "::1", "", None}  # None and "" are asked for when binding
+PORT = cli.number(int, lambda value: 1 <= value < 2**16, f"between 1 and {2**16 - 1}")
 EXAMPLES = sorted((ROOT / "data" / "examples").glob("*.jpg"))
 
 DESCRIPTION = """\
@@ -37,37 +35,23 @@ probable each word was, and, for an attention decoder, where each word looked.
   python app.py                        then open http://127.0.0.1:7860
 
 Without --model_path, the model is chosen as generate_caption.py does. The page is for this machine
-alone until --host says otherwise. It asks nothing of any other machine, and deletes what was
-uploaded after half an hour, or when it is stopped (Ctrl-C)."""
-
-CSS = """
-.best { font-size: 1.5em; margin: .3em 0 .6em }
-.captions { display: grid; grid-template-columns: auto 1fr; gap: .2em 1em }
-.words { display: flex; flex-wrap: wrap; gap: .8em; margin-top: 1em }
-.word { width: 6.5em; font-size: .9em }
-.bar { height: .5em; background: #8883; border-radius: .25em; overflow: hidden }
-.bar i { display: block; height: 100%; background: #e8590c }
-.look { width: 100%; margin-top: .4em; background: var(--photo) 0 / 100% 100% }
-.look img { width: 100%; aspect-ratio: 1; image-rendering: pixelated; display: block }
-"""
+alone until --host says otherwise. It makes no outbound connections, and deletes what was uploaded
+after half an hour, or when it is stopped (Ctrl-C)."""
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
     add = parser.add_argument
-    cli.add_model_options(parser)
-    add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 is for everybody")
-    add("--port", type=port, default=7860, help="port to listen on")
+    cli.add_model_option(parser)
+    cli.add_weights_option(parser)
+    add(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on; 0.0.0.0 opens the page to all machines",
+    )
+    add("--port", type=PORT, default=7860, help="port to listen on")
     return parser.parse_args()
-
-
-def port(text: str) -> int:
-    """An argparse type: a port's number."""
-    value = int(text)
-    if not 1 <= value < 2**16:
-        raise argparse.ArgumentTypeError(f"{value} is not between 1 and {2**16 - 1}")
-    return value
 
 
 def main() -> None:
@@ -79,10 +63,10 @@ def main() -> None:
     from model import Captioner
 
     captioner = Captioner.load(args.model_path or cli.default_model(), args.weights)
-    captioner.caption(np.zeros((224, 224, 3), np.uint8))  # a fault is told now, not on the page
+    captioner.caption(np.zeros((224, 224, 3), np.uint8))  # a fault is found now, not on the page
     stay_local(args.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service tidies up, too
-    with tempfile.TemporaryDirectory(prefix="captions-") as folder:  # nobody else may read it
+    with tempfile.TemporaryDirectory(prefix="captions-") as folder:  # of this user alone
         os.environ["GRADIO_TEMP_DIR"] = folder
         os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
         serve(captioner, args.host, args.port)
@@ -97,20 +81,22 @@ def serve(captioner, host: str, port: int) -> None:
     import gradio as gr
 
     page = build_page(captioner)
-    system = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     page.queue(max_size=MAX_WAITING, api_open=False)  # there is no way around the queue
-    quiet = {"quiet": True, "share": False, "enable_monitoring": False, "footer_links": []}
-    plain = {"ssr_mode": False, "run_history": False, "prevent_thread_lock": True}
+    fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         _, url, _ = page.launch(
             server_name=host,
             server_port=port,
             max_file_size=MAX_FILE,
             state_session_capacity=MAX_SESSIONS,
-            theme=gr.themes.Default(**system),
-            css=CSS,
-            **quiet,
-            **plain,
+            theme=gr.themes.Default(**fonts),  # of this machine: none is fetched
+            quiet=True,
+            share=False,
+            enable_monitoring=False,
+            footer_links=[],
+            ssr_mode=False,
+            run_history=False,
+            prevent_thread_lock=True,
         )
     except OSError as error:
         raise InputError(f"cannot listen on {host}:{port}. Name another --port.") from error
@@ -122,7 +108,7 @@ def serve(captioner, host: str, port: int) -> None:
 
 
 def stay_local(host: str) -> None:
-    """From now on let this process connect to no other machine, whatever a library tries.
+    """Let this process connect to no other machine from now on.
 
     Gradio would fetch the address that a request names in place of an upload.
 
@@ -143,7 +129,7 @@ def stay_local(host: str) -> None:
         else:
             return
         if name not in local:
-            raise PermissionError("this page asks nothing of other machines")
+            raise PermissionError("this page makes no outbound connections")
 
     sys.addaudithook(refuse)
 
@@ -152,8 +138,11 @@ def build_page(captioner):
     """The page's parts and what they do, as a `gradio.Blocks`."""
     import gradio as gr
 
+    blank = describe(captioner, np.zeros((224, 224, 3), np.uint8), 1, 1)
+    has_attention = "attention" in blank["words"][0]
+
     def read(photo: dict, *sizes: float) -> np.ndarray:
-        """The pixels of an upload; what is wrong with it, or with the sizes, is told the user."""
+        """The pixels of an upload; a bad one, or bad sizes, end in a message on the page."""
         path = Path((photo or {}).get("path") or "")
         # Gradio only looks after what a request marks as a file; this machine has others.
         if not path.resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
@@ -168,20 +157,21 @@ def build_page(captioner):
             message = html.escape(f"This file cannot be captioned: {reason}.")
             raise gr.Error(message, print_exception=False) from error
 
-    def show(photo, beam_size, num_captions) -> str:
-        if not photo:  # it was taken away
-            return ""
-        pixels = read(photo, beam_size, num_captions)
-        return draw(describe(captioner, pixels, int(beam_size), int(num_captions)), pixels)
-
-    def tell(photo, beam_size, num_captions) -> dict:
+    def caption(photo, beam_size, num_captions) -> dict:
         """The captions of a photo and the words of the best one, with their probabilities."""
         pixels = read(photo, beam_size, num_captions)
         return describe(captioner, pixels, int(beam_size), int(num_captions))
 
-    # One at a time: TensorFlow takes all cores for each. What Gradio would do before is left out:
-    # opening the file by whatever Pillow knows, and telling where it lies when it is no image.
-    once = {"preprocess": False, "concurrency_limit": 1, "concurrency_id": "captioner"}
+    def show(photo, beam_size, num_captions) -> list:
+        if not photo:  # it was removed
+            return [None] * len(outputs)
+        pixels = read(photo, beam_size, num_captions)
+        description = describe(captioner, pixels, int(beam_size), int(num_captions))
+        return [shares(description), scored_words(description), looks(description, pixels)]
+
+    # Without preprocess=False, Gradio would open the file in any format that Pillow knows, and show
+    # its path when it is no image. One request at a time: TensorFlow takes all cores.
+    options = {"preprocess": False, "concurrency_limit": 1, "concurrency_id": "captioner"}
     with gr.Blocks(title="Photo captions", delete_cache=DELETE_CACHE) as page:
         with gr.Row():
             with gr.Column(scale=2):
@@ -190,75 +180,64 @@ def build_page(captioner):
                 num_captions = gr.Slider(1, MAX_BEAM, 3, step=1, label="Captions shown")
                 gr.Examples([str(path) for path in EXAMPLES], photo, api_visibility="private")
             with gr.Column(scale=3):
-                drawn = gr.HTML(label="Captions", min_height=340)
+                outputs = [
+                    gr.Label(label="Captions, by their share of the probability of those shown"),
+                    gr.HighlightedText(label="Words of the best, by how probable each was"),
+                    gr.Gallery(label="Where each word looked", columns=6, visible=has_attention),
+                ]
                 with gr.Accordion("For programs", open=False):
                     button = gr.Button("The same as JSON", size="sm")
-                    told = gr.JSON(show_label=False)
+                    as_json = gr.JSON(show_label=False)
         inputs = [photo, beam_size, num_captions]
         changes = [part.change for part in inputs]
-        always = {"trigger_mode": "always_last", "api_visibility": "private"}
-        gr.on(changes, show, inputs, drawn, **always, **once)
-        button.click(tell, inputs, told, api_name="caption", **once)
+        last = {"trigger_mode": "always_last", "api_visibility": "private"}
+        gr.on(changes, show, inputs, outputs, **last, **options)
+        button.click(caption, inputs, as_json, api_name="caption", **options)
     return page
 
 
 def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -> dict:
-    """All there is to tell of one photo, (224, 224, 3) uint8, as JSON takes it."""
+    """Captions and words of one photo, (224, 224, 3) uint8, with probabilities, for JSON."""
     features = captioner.encoder.encode(pixels[None])  # (1, *features_shape)
     beam = captioner.decode(features, beam_size)[0][:num_captions]
     words, probabilities, weights = captioner.explain(features, beam[0][0])
-    told = [{"word": w, "probability": float(p)} for w, p in zip(words, probabilities, strict=True)]
+    entries = [
+        {"word": word, "probability": float(p)}
+        for word, p in zip(words, probabilities, strict=True)
+    ]
     if weights is not None:
         side = math.isqrt(weights.shape[1])
-        for entry, cells in zip(told, weights, strict=True):
+        for entry, cells in zip(entries, weights, strict=True):
             entry["attention"] = cells.reshape(side, side).round(4).tolist()
     captions = [
         {"caption": caption, "probability": math.exp(score), "log_probability": score}
         for caption, score in beam
     ]
-    return {"captions": captions, "words": told}
+    return {"captions": captions, "words": entries}
 
 
-# -- HTML ------------------------------------------------------------------------------------------
+def shares(description: dict) -> dict[str, float]:
+    """Each caption's share of the probability of all that are shown."""
+    total = sum(entry["probability"] for entry in description["captions"]) or 1.0
+    return {entry["caption"]: entry["probability"] / total for entry in description["captions"]}
 
 
-def draw(description: dict, pixels: np.ndarray) -> str:
-    """What `describe` tells as HTML; the words may be anybody's."""
-    captions = description["captions"]
-    beam = "".join(
-        f"<span>{entry['probability']:.2g}</span><span>{html.escape(entry['caption'])}</span>"
-        for entry in captions
-    )
-    words = "".join(draw_word(entry) for entry in description["words"])
-    photo = ""
-    if "attention" in description["words"][0]:
-        photo = f' style="--photo: url({data_url(Image.fromarray(pixels), "jpeg")})"'
-    return (
-        f'<p class="best">{html.escape(captions[0]["caption"])}</p>'
-        f'<div class="captions">{beam}</div><div class="words"{photo}>{words}</div>'
-    )
+def scored_words(description: dict) -> list[tuple[str, float]]:
+    """Each word with its probability, which also colours it."""
+    pairs = [(entry["word"], entry["probability"]) for entry in description["words"]]
+    return [(f"{word} {probability:.0%}", probability) for word, probability in pairs]
 
 
-def draw_word(entry: dict) -> str:
-    """A word, a bar of its probability, and the photo, dark where the word did not look."""
-    percent = 100 * entry["probability"]
-    bar = f'<div class="bar"><i style="width: {percent:.1f}%"></i></div>{percent:.2g} %'
-    look = ""
-    if "attention" in entry:
-        weights = np.array(entry["attention"])  # (7, 7)
-        dark = 220 * (1 - weights / weights.max())
-        shade = np.stack([np.zeros_like(dark), dark], axis=-1).astype(np.uint8)  # grey, opacity
-        look = (
-            f'<div class="look"><img alt="" src="{data_url(Image.fromarray(shade), "png")}"></div>'
-        )
-    return f'<div class="word">{html.escape(entry["word"])} {bar}{look}</div>'
-
-
-def data_url(image: Image.Image, form: str) -> str:
-    """A picture as an address that holds it."""
-    file = io.BytesIO()
-    image.save(file, form)
-    return f"data:image/{form};base64,{base64.b64encode(file.getvalue()).decode()}"
+def looks(description: dict, pixels: np.ndarray) -> list[tuple[np.ndarray, str]]:
+    """The photo for each word, dark where the word did not look; none without attention."""
+    pictures = []
+    for entry in description["words"]:
+        if "attention" in entry:
+            weights = np.array(entry["attention"])  # (7, 7)
+            cell = np.ones([size // len(weights) for size in pixels.shape[:2]])
+            light = np.kron(weights / weights.max(), cell)[..., None]  # (224, 224, 1)
+            pictures.append(((pixels * (0.15 + 0.85 * light)).astype(np.uint8), entry["word"]))
+    return pictures
 
 
 if __name__ == "__main__":

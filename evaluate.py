@@ -1,4 +1,4 @@
-"""Score a model on a split by the standard protocol, beside rows that give the scores a meaning."""
+"""Score a model on a split by the standard protocol, with baselines."""
 
 import argparse
 import hashlib
@@ -37,7 +37,7 @@ def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
     add = parser.add_argument
-    add("--model_path", type=Path, default="models/caption_model.h5", help="from train.py")
+    cli.add_model_option(parser)
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--split", choices=SPLITS, default="test", help="which images to caption")
     cli.add_decoding_options(parser)
@@ -50,6 +50,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Caption the split, score all rows, write the results."""
     args = parse_arguments()
+    model_path = args.model_path or cli.default_model()
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
     image_ids = text["splits"][args.split]
     if not image_ids:
@@ -61,13 +62,13 @@ def main() -> None:
     from captioning.training import loss_per_token
     from model import Captioner
 
-    captioner = Captioner.load(args.model_path)
+    captioner = Captioner.load(model_path)
     captioner.check_features(features)
     pairs = caption_rows(args.split, text, features)
     rows = list(dict.fromkeys(row for row, _ in pairs))  # one per image, in the split's order
-    matrix = features["features"][rows]  # (N, …)
+    images = features["features"][rows]  # (N, …)
     started = time.perf_counter()
-    decoded = captioner.caption_features(matrix, args.beam_size, args.length_penalty)
+    decoded = captioner.caption_features(images, args.beam_size, args.length_penalty)
     seconds = time.perf_counter() - started
     captions = dict(zip(image_ids, decoded, strict=True))
 
@@ -82,7 +83,7 @@ def main() -> None:
         "decoding": {"beam_size": args.beam_size, "length_penalty": args.length_penalty},
         "decoding_seconds": round(seconds, 3),
         "encoder": captioner.config.encoder,
-        "model_sha256": hashlib.sha256(args.model_path.read_bytes()).hexdigest(),
+        "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
         "versions": {name: version(name) for name in ("pycocoevalcap", "tensorflow", "numpy")},
     }
     write_results(args.output_dir, captions, results)
@@ -108,14 +109,14 @@ def score_rows(
         Row name -> scores, with a "protocol", and the CIDEr of each of the model's captions.
     """
     image_ids = list(captions)
-    scores, each = scorer.score(captions, references)
     from captioning.scoring import constant_caption
 
+    scores, each = scorer.score(captions, references)
     rows = {"model": scores | statistics(captions, training)}
     constant = constant_caption(training)
     rows["constant"] = scorer.score(dict.fromkeys(image_ids, constant), references)[0]
     if len(image_ids) > 1:
-        # Everybody gets the caption of the next in a random circle: never one's own.
+        # A random derangement: each image gets the caption of the next in a random circle.
         circle = np.random.default_rng(seed).permutation(image_ids).tolist()
         others = dict(zip(circle, circle[1:] + circle[:1], strict=True))
         shuffled = {image_id: captions[others[image_id]] for image_id in image_ids}
@@ -184,13 +185,18 @@ def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -
     """Draw the best, the typical and the worst captions by CIDEr, where the photos are."""
     order = np.argsort(-each, kind="stable")
     middle = max(0, (len(order) - GALLERY_IMAGES) // 2)
-    chosen = [*order[:GALLERY_IMAGES], *order[middle : middle + GALLERY_IMAGES]]
-    chosen = dict.fromkeys([*chosen, *order[-GALLERY_IMAGES:]])  # few images: none twice
-    items = []
-    for i in chosen:
-        image_id = list(captions)[i]
-        lines = [f"{each[i]:.2f}: {captions[image_id]}", f"({references[image_id][0]})"]
-        items.append((args.images_dir / image_id, lines))
+    places = [slice(GALLERY_IMAGES), slice(middle, middle + GALLERY_IMAGES)]
+    chosen = dict.fromkeys(  # in a small split: none twice
+        [i for place in (*places, slice(-GALLERY_IMAGES, None)) for i in order[place]]
+    )
+    image_ids = list(captions)
+    items = [
+        (
+            args.images_dir / image_ids[i],
+            [f"{each[i]:.2f}: {captions[image_ids[i]]}", f"({references[image_ids[i]][0]})"],
+        )
+        for i in chosen
+    ]
     missing = next((path for path, _ in items if not path.is_file()), None)
     if missing is not None:
         cli.log(f"no gallery: {missing} is not there. Name the photos' folder with --images_dir.")

@@ -88,7 +88,7 @@ def prepare_for_scst(start, record: dict):
     off-policy, from samples of another network.
 
     The word vectors and the output layer are frozen: a photo's samples are too few to teach
-    anything about a word, and would wear off rare words.
+    anything about a word, and training would distort rare words.
     """
     from model import Captioner, build_decoder
 
@@ -111,7 +111,7 @@ def finetune(
     options,
     examples: dict[str, np.ndarray] | None = None,
 ):
-    """Sample, reward, baseline, update: the self-critical loop.
+    """Train epoch by epoch, as `training.fit` does; the best epoch ends in the captioner's file.
 
     Args:
         captioner: from `prepare_for_scst`; trained in place.
@@ -127,61 +127,80 @@ def finetune(
     """
     import keras
 
+    from captioning.callbacks import Recorder
     from captioning.scoring import CiderD
-    from captioning.training import Recorder, compile_for_training
+    from captioning.training import compile_for_training
 
-    decoder, network = captioner.decoder, captioner.decoder.network
-    rows, steps = np.array(list(train)), -(-len(train) // batch_size)
-    scorer = CiderD([[[*line.split(), END_WORD] for line in lines] for lines in train.values()])
-    compile_for_training(decoder, options, options.epochs * steps)
-    sample = sampler(captioner, batch_size)
+    steps = -(-len(train) // batch_size)
+    compile_for_training(captioner.decoder, options, options.epochs * steps)
+    lines_with_end = [[[*line.split(), END_WORD] for line in lines] for lines in train.values()]
+    scorer, sample = CiderD(lines_with_end), sampler(captioner, batch_size)
     dev_cider = greedy_cider(captioner, features, dev)
     before = dev_cider()
     if dev:
         cli.log(f"before fine-tuning: dev cider {before:.4f}")
 
+    network = captioner.decoder.network
     recorder = Recorder(captioner, options, measure="cider")
     callbacks = recorder.callbacks(steps, examples or {})
     callbacks = keras.callbacks.CallbackList(callbacks, model=network)
     network.stop_training = recorder.should_stop()
+    rows = np.array(list(train))
     with recorder:
         callbacks.on_train_begin()
         for epoch in range(len(recorder.rows), options.epochs):
             if network.stop_training:
                 break
             callbacks.on_epoch_begin(epoch)
-            network.reset_metrics()
-            random = np.random.default_rng((options.seed, epoch))
-            # The last batch is filled up with the first photos.
-            order = np.resize(random.permutation(len(rows)), (steps, batch_size))
-            rewards = []
-            for step, photos in enumerate(order):
-                seed = (options.seed, epoch, step)
-                images = features[rows[photos]]  # (P, …)
-
-                decoder.seed_dropouts(*seed)
-                tokens = sample(images, seed)  # (P * S, T)
-                reward = score(scorer, captioner.vocabulary, photos, tokens)  # (P, S)
-                baseline = (reward.sum(axis=1, keepdims=True) - reward) / (SAMPLES - 1)
-                advantage = (reward - baseline).reshape(-1, 1)  # (P * S, 1)
-
-                # With the advantage as its weight, the cross-entropy's gradient is the policy's.
-                weights = (tokens != PADDING) * advantage / len(tokens)  # (P * S, T)
-                inputs = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
-                decoder.seed_dropouts(*seed)  # the update misses what the samples missed
-                images = np.repeat(images, SAMPLES, axis=0)  # (P * S, …)
-                loss = network.train_on_batch([images, inputs], tokens, weights.astype(np.float32))
-
-                rewards.append(reward.mean())
-                callbacks.on_train_batch_end(step, {"loss": loss})
-                if network.stop_training:  # the loss is no longer a number
-                    break
-            logs = {"loss": float(loss), "cider": float(np.mean(rewards))}
+            order = np.random.default_rng((options.seed, epoch)).permutation(len(train))
+            order = np.resize(order, (steps, batch_size))  # the last batch filled up
+            batches = (
+                (photos, features[rows[photos]], (options.seed, epoch, step))
+                for step, photos in enumerate(order)
+            )
+            logs = train_epoch(captioner, batches, sample, scorer, callbacks)
             callbacks.on_epoch_end(epoch, logs | ({"val_cider": dev_cider()} if dev else {}))
         callbacks.on_train_end()
     if dev and recorder.rows and before > max(row["dev_cider"] for row in recorder.rows):
         cli.log("no epoch improved on the start: lower --learning_rate.")
     return recorder
+
+
+def train_epoch(captioner, batches, sample, scorer, callbacks) -> dict[str, float]:
+    """Sample, reward, baseline, update, once for each batch.
+
+    Args:
+        captioner: its network is compiled.
+        batches: of photos (P,) by their position in `scorer`, features (P, …), seed.
+        sample: from `sampler`.
+        scorer: a `scoring.CiderD` of the training photos.
+        callbacks: told of each batch.
+
+    Returns:
+        The last loss, and the mean CIDEr of the samples.
+    """
+    decoder, network = captioner.decoder, captioner.decoder.network
+    network.reset_metrics()
+    rewards = []
+    for step, (photos, images, seed) in enumerate(batches):
+        decoder.seed_dropouts(*seed)
+        tokens = sample(images, seed)  # (P * S, T)
+        reward = score(scorer, captioner.vocabulary, photos, tokens)  # (P, S)
+        baseline = (reward.sum(axis=1, keepdims=True) - reward) / (SAMPLES - 1)  # of the others
+        advantage = (reward - baseline).reshape(-1, 1)  # (P * S, 1)
+
+        # With the advantage as its weight, the cross-entropy's gradient is the policy's.
+        weights = (tokens != PADDING) * advantage / len(tokens)  # (P * S, T)
+        inputs = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
+        images = np.repeat(images, SAMPLES, axis=0)  # (P * S, …)
+        decoder.seed_dropouts(*seed)  # the update misses what the samples missed
+        loss = network.train_on_batch([images, inputs], tokens, weights.astype(np.float32))
+
+        rewards.append(reward.mean())
+        callbacks.on_train_batch_end(step, {"loss": loss})
+        if network.stop_training:  # the loss is no longer a number
+            break
+    return {"loss": float(loss), "cider": float(np.mean(rewards))}
 
 
 def sampler(captioner, batch_size: int):

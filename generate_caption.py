@@ -1,6 +1,7 @@
 """Caption photos with a trained model."""
 
 import argparse
+import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from captioning import cli
 from captioning.files import InputError
 from captioning.images import list_images, try_load_image
-from captioning.outputs import FORMATS, Lines, Sidecars
+from captioning.outputs import FORMATS, OutputFile, Sidecars, Stream
 
 DESCRIPTION = """\
 Caption photos: one line each on stdout, everything else on stderr.
@@ -20,76 +21,55 @@ Caption photos: one line each on stdout, everything else on stderr.
   python generate_caption.py --image_path photos/ --sidecar     # photos/x.jpg -> photos/x.txt
   python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
 
-Every caption is written as soon as its batch is done. A stopped run loses one batch at most: the
-same command with --resume goes on, and ends with the file of an undisturbed run.
+Captions are written batch by batch: to stdout, into the sidecars, or into FILE.partial, one JSON
+object per photo, from which --output FILE is made when all is done. A stopped run loses one batch
+at most; the same command with --resume continues.
 
 Without --model_path, models/caption_model.h5 is taken (from train.py) where it exists, otherwise
 the captioner that is included, models/flickr8k_captioner.h5. Needs the model's .h5 and the weights
 of the CNN it was trained with, nothing else. A file that is not a readable image is named and
 skipped; the exit code is 0 unless no image could be captioned."""
 
+FORMAT_HELP = """\
+tsv: path, tab, caption (tabs, newlines and backslashes in paths escaped); jsonl: one object a line;
+csv: with a header; coco: one JSON list of image_id (the file name) and caption, as the COCO scorers
+read it"""
+SIDECAR_HELP = """\
+write each caption into a file of its own beside the photo, x.txt for x.jpg, as training data for
+image generators has it; replaces those that are there"""
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
     add = parser.add_argument
-    add(
-        "--image_path",
-        nargs="+",
-        required=True,
-        metavar="FILE_OR_FOLDER",
-        help="photos, or folders whose photos are all captioned",
-    )
-    cli.add_model_options(parser)
-    add(
-        "--format",
-        choices=FORMATS,
-        default="tsv",
-        help="tsv: path, tab, caption (tabs, newlines and backslashes in paths escaped); jsonl: an "
-        "object a line; csv: with a header; coco: one JSON list of image_id (the file name) and "
-        "caption, as the COCO scorers read it",
-    )
+    why = "photos, or folders whose photos are all captioned; each photo once"
+    add("--image_path", nargs="+", required=True, metavar="FILE_OR_FOLDER", help=why)
+    cli.add_model_option(parser)
+    cli.add_weights_option(parser)
+    add("--format", choices=FORMATS, default="tsv", help=FORMAT_HELP)
     place = parser.add_mutually_exclusive_group()
-    place.add_argument(
-        "--output",
-        type=Path,
-        metavar="FILE",
-        help="write there instead of to stdout; what the file holds is never replaced",
+    why = "write there instead of to stdout; a file that is there is never replaced"
+    place.add_argument("--output", type=Path, metavar="FILE", help=why)
+    place.add_argument("--sidecar", action="store_true", help=SIDECAR_HELP)
+    why = (
+        "leave out the photos that FILE.partial, or a file beside them, has a caption of already; "
+        "give the options of before"
     )
-    place.add_argument(
-        "--sidecar",
-        action="store_true",
-        help="write each caption into a file of its own beside the photo, x.txt for x.jpg, as "
-        "training data for image generators has it; replaces those that are there",
-    )
-    add(
-        "--resume",
-        action="store_true",
-        help="leave out the photos that FILE, or a file beside them, has a caption of already; "
-        "give the options of before",
-    )
+    add("--resume", action="store_true", help=why)
     cli.add_decoding_options(parser)
-    add(
-        "--num_captions",
-        type=cli.positive_int,
-        default=1,
-        metavar="N",
-        help="the N best of the beam (N <= K), each with the logarithm of its probability",
-    )
+    why = "the N best of the beam (N <= K), each with the logarithm of its probability"
+    add("--num_captions", type=cli.positive_int, default=1, metavar="N", help=why)
     add("--save_figure", type=Path, metavar="FILE", help="draw the photos with their captions")
-    add(
-        "--batch_size",
-        type=cli.positive_int,
-        default=16,
-        help="photos per pass of the CNN; more takes more memory and is hardly faster",
-    )
+    why = "photos per pass of the CNN; more takes more memory and is hardly faster"
+    add("--batch_size", type=cli.positive_int, default=16, help=why)
     args = parser.parse_args()
     if args.num_captions > args.beam_size:
         parser.error(f"--num_captions {args.num_captions} needs --beam_size {args.num_captions}")
     if args.num_captions > 1 and args.format == "coco":
-        parser.error("--format coco takes one caption an image; use jsonl for several")
+        parser.error("--format coco takes one caption per image; use jsonl for several")
     if args.sidecar and (args.num_captions > 1 or args.format != "tsv"):
-        parser.error("--sidecar writes one plain caption an image: no --num_captions, no --format")
+        parser.error("--sidecar writes one plain caption per image: no --num_captions, no --format")
     if args.resume and not (args.output or args.sidecar):
         parser.error("--resume needs the --output FILE, or --sidecar, of the run that was stopped")
     if args.resume and args.save_figure:
@@ -100,31 +80,43 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Caption every image named, one line each."""
     args = parse_arguments()
-    photos = list(expand(args.image_path))
-    output = Sidecars() if args.sidecar else Lines(args.format, args.num_captions, args.output)
-    missing = output.open(photos, args.resume)
-    before = missing.count(False)
+    args.model_path = args.model_path or cli.default_model()
+    photos = list(dict.fromkeys(expand(args.image_path)))
+    output = open_output(args)
+    missing = [p for p, left in zip(photos, output.open(photos, args.resume), strict=True) if left]
+    before = len(photos) - len(missing)
     if before:
         cli.log(f"{before} of {len(photos)} are captioned already")
-    captioned, shown, most = 0, [], 0  # to be drawn, and how many of them
-    if args.save_figure:
-        from captioning.plots import MAX_IMAGES as most
-        from captioning.plots import draw_captions
-    if any(missing):
-        for photo, beam in caption_files(photos, missing, args):
-            captions = beam[: args.num_captions]
-            output.write(photo, captions)
-            captioned += 1
-            if len(shown) < most:
-                shown.append((photo, [caption for caption, _ in captions]))
-    output.close()
+    captioned, shown = 0, []
+    for photo, beam in caption_files(missing, args) if missing else ():
+        captions = beam[: args.num_captions]
+        output.write(photo, captions)
+        captioned += 1
+        if args.save_figure:
+            shown.append((photo, [caption for caption, _ in captions]))
     if not captioned + before:
         raise InputError(f"none of the {len(photos)} files could be captioned.")
+    output.close()
     if len(photos) > 1:
-        cli.log(f"{captioned} captioned, {sum(missing) - captioned} skipped")
+        cli.log(f"{captioned} captioned, {len(missing) - captioned} skipped")
     if args.save_figure:
+        from captioning.plots import draw_captions
+
         draw_captions(shown, args.save_figure)
         cli.log(f"drew {args.save_figure}")
+
+
+def open_output(args) -> Stream | OutputFile | Sidecars:
+    """Where the captions go."""
+    if args.sidecar:
+        return Sidecars()
+    if args.output is None:
+        return Stream(args.format, args.num_captions)
+    names = ("weights", "beam_size", "length_penalty")
+    settings = {name: getattr(args, name) for name in names}
+    if args.model_path.is_file():
+        settings["model"] = hashlib.sha256(args.model_path.read_bytes()).hexdigest()
+    return OutputFile(args.output, args.format, args.num_captions, settings)
 
 
 def expand(arguments: list[str]) -> Iterator[Path]:
@@ -140,41 +132,28 @@ def expand(arguments: list[str]) -> Iterator[Path]:
         yield from images
 
 
-def caption_files(photos: list[Path], missing: list[bool], args) -> Iterator[tuple[Path, list]]:
-    """Caption the readable images, in order, each with its beam; name the others on stderr.
-
-    Args:
-        photos: in batches of `args.batch_size`, whatever of them is done already.
-        missing: of each, whether it is still to be captioned.
-    """
+def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
+    """Caption the readable images, in order, each with its beam; name the others on stderr."""
     cli.load_tensorflow()
     from model import Captioner
 
-    captioner = Captioner.load(args.model_path or cli.default_model(), args.weights)
-    last = max((i for i, left in enumerate(missing) if not left), default=-1)
-    with ThreadPoolExecutor() as pool, cli.progress(sum(missing), "image") as bar:
+    captioner = Captioner.load(args.model_path, args.weights)
+    with ThreadPoolExecutor() as pool, cli.progress(len(photos), "image") as bar:
         for start in range(0, len(photos), args.batch_size):
-            chunk = range(start, min(start + args.batch_size, len(photos)))
-            wanted = [i for i in chunk if missing[i]]
-            # The batch that was stopped at is done again as a whole: in another company a photo's
-            # numbers may differ in their last digits.
-            read = chunk if wanted and last in chunk else wanted
+            chunk = photos[start : start + args.batch_size]
             readable, batch = [], []
-            loaded = pool.map(try_load_image, [photos[i] for i in read])
-            for i, (pixels, error) in zip(read, loaded, strict=True):
+            for photo, (pixels, error) in zip(chunk, pool.map(try_load_image, chunk), strict=True):
                 if error:
                     cli.log(f"skipped: {error}")
                 else:
-                    readable.append(i)
+                    readable.append(photo)
                     batch.append(pixels)  # (224, 224, 3)
             if batch:
                 features = captioner.encoder.encode(np.stack(batch))  # (B, *features_shape)
                 beams = captioner.decode(features, args.beam_size, args.length_penalty)
-                for i, beam in zip(readable, beams, strict=True):
-                    if missing[i]:
-                        yield photos[i], beam
-            bar.update(len(wanted))
+                yield from zip(readable, beams, strict=True)
+            bar.update(len(chunk))
 
 
 if __name__ == "__main__":
-    cli.run(main, "With --output or --sidecar, the same command with --resume goes on.")
+    cli.run(main, "With --output or --sidecar, the same command with --resume continues.")

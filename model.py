@@ -271,9 +271,8 @@ class Captioner:
             batch = np.asarray(features[start : start + DECODING_BATCH])
             tokens, scores = self._searches[beam_size](batch, penalty)  # (B, K, …), (B, K)
             for ids, sums in zip(tokens.numpy(), scores.numpy(), strict=True):
-                beam = [
-                    (self.vocabulary.decode(i), float(s)) for i, s in zip(ids, sums) if s > NEG_INF
-                ]
+                found = zip(ids, sums, strict=True)
+                beam = [(self.vocabulary.decode(i), float(s)) for i, s in found if s > NEG_INF]
                 beams.append(beam)
         return beams
 

@@ -5,7 +5,6 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 
@@ -38,82 +37,44 @@ Writes  OUTPUT_DIR/features.pkl and OUTPUT_DIR/captions.pkl (data/README.md: eve
   python preprocess.py --encoder efficientnet_lite0          # weights included, no download
   python preprocess.py --weights vgg16_weights_tf_dim_ordering_tf_kernels.h5   # no network
 
-A stopped run goes on where it was when the same command is given again."""
+A stopped run continues where it was when the same command is given again."""
+
+FEATURES_HELP = """\
+pooled: one vector per image; layers: with what earlier layers of the CNN see, which makes better
+captions; grid: one vector for each of 7 × 7 cells, for train.py --decoder attention, forty times as
+large: 900 MB for Flickr8k"""
+N_JOBS_HELP = """\
+processes that extract side by side and share the cores; each takes about 1 GB. One process uses all
+cores, but not every step of its work can: try 2 on 8 cores or more"""
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
-    add = parser.add_argument
+    add, number = parser.add_argument, cli.positive_int
     add("--dataset_dir", type=Path, default="data/flickr8k", help="photos, captions, split lists")
-    add("--output_dir", type=Path, default="data", help="where the two pickles go")
-    add("--encoder", choices=ENCODERS, default="vgg16", help="the frozen CNN")
-    add(
-        "--features",
-        choices=KINDS,
-        default="pooled",
-        help="pooled: one vector an image; layers: with what earlier layers of the CNN see, which "
-        "makes better captions; grid: one for each of 7 × 7 cells, for train.py --decoder "
-        "attention, forty times as large: 900 MB for Flickr8k",
-    )
-    add(
-        "--weights",
-        default="imagenet",
-        metavar="imagenet|FILE|random",
-        help="the CNN's weights: ImageNet's (VGG16's are downloaded once), a local .h5 file, or "
-        "random ones, which are for tests only",
-    )
-    add(
-        "--min_word_count",
-        type=cli.positive_int,
-        default=3,
-        metavar="N",
-        help="words seen less often in training become <unk>: too rare to learn",
-    )
-    add(
-        "--captions_per_image",
-        type=cli.positive_int,
-        metavar="N",
-        help="keep the last N captions of each image, in every split; all when not given",
-    )
-    add(
-        "--batch_size",
-        type=cli.positive_int,
-        default=16,
-        metavar="N",
-        help="images per pass of the CNN; more takes more memory and is hardly faster",
-    )
-    workers = parser.add_mutually_exclusive_group()
-    workers.add_argument(
-        "--n_jobs",
-        type=cli.positive_int,
-        default=1,
-        metavar="N",
-        help="processes that extract side by side and share the cores; each takes about 1 GB. One "
-        "process uses all cores, but not every step of its work can: try 2 on 8 cores or more",
-    )
-    workers.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help="extract on the workers of this Dask scheduler, such as tcp://10.0.0.1:8786; "
-        "README.md (More than one process or machine) has the two lines that start them",
-    )
-    add(
-        "--limit",
-        type=cli.positive_int,
-        metavar="N",
-        help="use only the first N images of each split, for a quick trial",
-    )
-    add(
-        "--seed",
-        type=cli.seed,
-        default=0,
-        help="of the random split, where there are no split lists",
-    )
-    add("--allow_missing", action="store_true", help="go on without images that are not there")
     add("--images_dir", type=Path, help="the photos, when not in DATASET_DIR/Images")
     add("--captions_file", type=Path, help="the captions, when not in DATASET_DIR")
     add("--splits_dir", type=Path, help="the split lists, when not in DATASET_DIR")
+    add("--output_dir", type=Path, default="data", help="where the two pickles go")
+    add("--encoder", choices=ENCODERS, default="vgg16", help="the frozen CNN")
+    add("--features", choices=KINDS, default="pooled", help=FEATURES_HELP)
+    cli.add_weights_option(parser)
+    why = "words seen less often in training become <unk>: too rare to learn"
+    add("--min_word_count", type=number, default=3, metavar="N", help=why)
+    why = "keep the last N captions of each image, in every split; all when not given"
+    add("--captions_per_image", type=number, metavar="N", help=why)
+    why = "images per pass of the CNN; more takes more memory and is hardly faster"
+    add("--batch_size", type=number, default=16, metavar="N", help=why)
+    workers = parser.add_mutually_exclusive_group()
+    workers.add_argument("--n_jobs", type=number, default=1, metavar="N", help=N_JOBS_HELP)
+    why = "extract on the workers of a Dask scheduler, tcp://HOST:8786 (docs/preprocessing.md)"
+    workers.add_argument("--dask", metavar="ADDRESS", help=why)
+    why = "use only the first N images of each split, for a quick trial"
+    add("--limit", type=number, metavar="N", help=why)
+    why = "of the random split, where there are no split lists"
+    add("--seed", type=cli.seed, default=0, help=why)
+    add("--allow_missing", action="store_true", help="continue without images that are not there")
     return parser.parse_args()
 
 
@@ -129,40 +90,17 @@ def main() -> None:
     wanted = set(chain(*splits.values()))
     unused = sum(path.name not in wanted for path in list_images(images_dir))
 
-    features, extracted = features_of(args, images_dir, sorted(wanted))
+    features, is_new = features_of(args, images_dir, sorted(wanted))
     readable = set(features["image_ids"])
     splits = {split: [i for i in ids if i in readable] for split, ids in splits.items()}
     if not splits["train"]:
         raise InputError("no training image could be read; nothing was written.")
-
-    keep = -args.captions_per_image if args.captions_per_image else None
-    captions = {i: captions[i][keep:] for split in SPLITS for i in splits[split]}
-    training = [caption for i in splits["train"] for caption in captions[i]]
-    vocabulary = Vocabulary.from_captions(training, args.min_word_count)
-    if not vocabulary.words[len(SPECIAL_TOKENS) :]:
-        raise InputError(f"no word is seen {args.min_word_count} times: lower --min_word_count.")
-    if extracted:
+    text = text_of(args, captions, splits) | {"settings": settings(args, captions_file, source)}
+    if is_new:
         save_pickle(features, args.output_dir / "features.pkl")
-    save_pickle(
-        {
-            "vocabulary": vocabulary.words,
-            "captions": captions,
-            "splits": splits,
-            "max_length": max(len(caption.split()) for caption in training),
-            "settings": {
-                "captions_file": captions_file.name,
-                "captions_sha256": hashlib.sha256(captions_file.read_bytes()).hexdigest(),
-                "splits": source,
-                "min_word_count": args.min_word_count,
-                "captions_per_image": args.captions_per_image,
-                "limit": args.limit,
-                "seed": args.seed,
-            },
-        },
-        args.output_dir / "captions.pkl",
-    )
+    save_pickle(text, args.output_dir / "captions.pkl")
     shutil.rmtree(args.output_dir / "shards", ignore_errors=True)
-    report(captions, splits, vocabulary, source, unused, features)
+    report(text, features, unused)
     print(f"wrote {args.output_dir / 'features.pkl'} and {args.output_dir / 'captions.pkl'}")
     print(f"next: python train.py --data_dir {args.output_dir}")
 
@@ -173,20 +111,14 @@ def find_dataset(args) -> tuple[Path, Path]:
     Raises:
         InputError: naming what is missing, and how to get or name it.
     """
-    given = (args.images_dir, args.captions_file)
-    if not args.dataset_dir.is_dir() and not all(given):
+    folder = args.dataset_dir
+    if not folder.is_dir() and not (args.images_dir and args.captions_file):
         raise InputError(
-            f"{args.dataset_dir}: no such folder. Fetch Flickr8k: python data/download.py; or name "
-            f"yours with --dataset_dir (README.md, Data Preparation). Without any: make demo"
+            f"{folder}: no such folder. Fetch Flickr8k: python data/download.py; or name yours "
+            f"with --dataset_dir (docs/preprocessing.md). Without any: make demo"
         )
-    folders = (
-        [args.images_dir] if args.images_dir else [args.dataset_dir / n for n in IMAGE_FOLDERS]
-    )
-    files = (
-        [args.captions_file]
-        if args.captions_file
-        else [args.dataset_dir / n for n in CAPTION_FILES]
-    )
+    folders = [args.images_dir] if args.images_dir else [folder / name for name in IMAGE_FOLDERS]
+    files = [args.captions_file] if args.captions_file else [folder / n for n in CAPTION_FILES]
     images_dir = next((folder for folder in folders if folder.is_dir()), None)
     captions_file = next((file for file in files if file.is_file()), None)
     if images_dir is None:
@@ -237,7 +169,7 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
     if not allow_missing:
         raise InputError(
             f"{len(missing)} of {len(wanted)} images are not in {images_dir}: {some}\n"
-            f"Add them, or go on without them: --allow_missing"
+            f"Add them, or continue without them: --allow_missing"
         )
     for name in named:
         cli.log(f"missing, left out: {name}")
@@ -249,7 +181,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     from captioning.encoders import Encoder
 
     if args.weights == "random":
-        cli.log("WARNING: --weights random is for tests: such features tell nothing of a photo.")
+        cli.log("WARNING: --weights random is for tests: such features are meaningless.")
     cli.load_tensorflow()
     encoder = Encoder(args.encoder, args.weights, args.features)
     paths = [images_dir / image_id for image_id in image_ids]
@@ -280,20 +212,52 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     return content, True
 
 
-def report(captions, splits, vocabulary, source, unused, features) -> None:
+def text_of(args, captions: dict[str, list[str]], splits: dict[str, list[str]]) -> dict:
+    """The content of captions.pkl, but for its settings.
+
+    Raises:
+        InputError: no word is frequent enough.
+    """
+    keep = -args.captions_per_image if args.captions_per_image else None
+    captions = {i: captions[i][keep:] for split in SPLITS for i in splits[split]}
+    training = [caption for i in splits["train"] for caption in captions[i]]
+    vocabulary = Vocabulary.from_captions(training, args.min_word_count)
+    if not vocabulary.words[len(SPECIAL_TOKENS) :]:
+        raise InputError(f"no word is seen {args.min_word_count} times: lower --min_word_count.")
+    return {
+        "vocabulary": vocabulary.words,
+        "captions": captions,
+        "splits": splits,
+        "max_length": max(len(caption.split()) for caption in training),
+    }
+
+
+def settings(args, captions_file: Path, source: str) -> dict:
+    """What captions.pkl was made from; `source` is where the splits are from."""
+    names = ("min_word_count", "captions_per_image", "limit", "seed")
+    return {
+        "captions_file": captions_file.name,
+        "captions_sha256": hashlib.sha256(captions_file.read_bytes()).hexdigest(),
+        "splits": source,
+        **{name: getattr(args, name) for name in names},
+    }
+
+
+def report(text: dict, features: dict, unused: int) -> None:
     """Print what was made: images, captions and unknown words per split, vocabulary, lengths."""
+    known = set(text["vocabulary"])
     print(f"{'split':<8}{'images':>8}{'captions':>10}{'tokens':>10}{'unknown':>9}{'longest':>9}")
-    for split in SPLITS:
-        lines = [caption.split() for i in splits[split] for caption in captions[i]]
-        counts = Counter(token for line in lines for token in line)
-        tokens = sum(counts.values())
-        unknown = sum(n for token, n in counts.items() if token not in vocabulary.ids)
-        share = f"{unknown / tokens:.2%}" if tokens else "-"
+    for split, image_ids in text["splits"].items():
+        lines = [caption.split() for i in image_ids for caption in text["captions"][i]]
+        tokens = [token for line in lines for token in line]
+        unknown = sum(token not in known for token in tokens)
+        share = f"{unknown / len(tokens):.2%}" if tokens else "-"
         longest = max(map(len, lines), default=0)
         print(
-            f"{split:<8}{len(splits[split]):>8}{len(lines):>10}{tokens:>10}{share:>9}{longest:>9}"
+            f"{split:<8}{len(image_ids):>8}{len(lines):>10}{len(tokens):>10}{share:>9}{longest:>9}"
         )
-    print(f"vocabulary: {len(vocabulary)} entries, four of them special; splits: {source}")
+    source = text["settings"]["splits"]
+    print(f"vocabulary: {len(known)} entries, four of them special; splits: {source}")
     print(
         f"images: {len(features['image_ids'])} with features, {len(features['unreadable'])} "
         f"unreadable and skipped; {unused} in the folder unused (no caption, or in no split)"
@@ -301,4 +265,4 @@ def report(captions, splits, vocabulary, source, unused, features) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, "The same command goes on where it was.")
+    cli.run(main, "The same command continues where it was.")

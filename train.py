@@ -42,6 +42,10 @@ divided by their number. However a run is stopped, the epoch kept so far is on t
 --resume it ends as if it had not been stopped, to the last bit on the same machine. finetune.py
 then trains the captioner on CIDEr."""
 
+INIT_HELP = """\
+start from this trained model, on other data with features of the same kind: its sizes, decoder and
+dropout stay; its vocabulary is inherited, and new words are appended"""
+
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
@@ -49,33 +53,22 @@ def parse_arguments() -> argparse.Namespace:
     add, number = parser.add_argument, cli.positive_int
     add("--model_path", type=Path, default=cli.TRAINED, help="what to write")
     add("--finetune_cider", metavar="MODEL", help=argparse.SUPPRESS)
-    add(
-        "--init_from",
-        type=Path,
-        metavar="MODEL",
-        help="start from this trained model, on other data with features of the same kind: its "
-        "sizes, decoder and dropout stay; its vocabulary is inherited, and new words are appended",
-    )
+    add("--init_from", type=Path, metavar="MODEL", help=INIT_HELP)
     cli.add_training_options(parser, epochs=20, batch_size=64, learning_rate=1.5e-3)
-    add(
-        "--decoder",
-        choices=cli.DECODER_NAMES,
-        help="merge: one vector per image; attention: each word looks at some of its 7 × 7 cells "
-        "(default: merge)",
+    why = (
+        "merge: one vector per image; attention: each word looks at some of its 7 × 7 cells "
+        "(default: merge)"
     )
+    add("--decoder", choices=cli.DECODER_NAMES, help=why)
     add("--embedding_size", type=number, help="floats per word (default: 256)")
     add("--units", type=number, help="width of the LSTM (default: 256)")
-    add(
-        "--merge_units",
-        type=number,
-        help="width of the layers where image and words are added (default: as --units)",
+    why = "width of the layers where image and words are added (default: as --units)"
+    add("--merge_units", type=number, help=why)
+    why = (
+        "share dropped of the features and the word vectors: without it the network soon knows the "
+        "training photos by heart (default: 0.5)"
     )
-    add(
-        "--dropout",
-        type=cli.fraction,
-        help="share dropped of the features and the word vectors: without it the network soon "
-        "knows the training photos by heart (default: 0.5)",
-    )
+    add("--dropout", type=cli.fraction, help=why)
     args = parser.parse_args()
     if args.finetune_cider:
         parser.error(f"fine-tuning is now: python finetune.py {args.finetune_cider}")

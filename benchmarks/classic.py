@@ -1,8 +1,8 @@
-"""What a user would otherwise run, in Keras: the loops that most captioning code of this kind has.
+"""What a user would otherwise run, in Keras: the loop that most captioning code of this kind has.
 
-    python benchmarks/classic.py TASK FOLDER        (see speed.py)
+    python benchmarks/classic.py train FOLDER        (see speed.py)
 
-Prefix samples, padded on the left, for `fit`; `predict` word by word, and image by image.
+Prefix samples, padded on the left, for `fit`.
 """
 
 import itertools
@@ -17,8 +17,6 @@ from captioning import cli
 
 MAX_LENGTH = workload.FIRST_LENGTH + len(workload.LENGTHS) - 1 + 1  # words and the start token
 STEPS, WARM_UP = 60, 10  # batches measured, and before them
-PREDICTIONS = 40
-EXTRACTED_IMAGES = 32
 START, END = 2, 3
 
 
@@ -78,39 +76,6 @@ def train(folder: Path) -> None:
     workload.report(seconds=step * prefixes / workload.BATCH_SIZE)
 
 
-def caption(folder: Path) -> None:
-    """Seconds a word: `predict` on one image and the words so far."""
-    model, features = build(), workload.features(folder)
-    prefix = np.zeros((1, MAX_LENGTH), int)
-    prefix[0, -1] = START
-    for number in range(3 + PREDICTIONS):
-        if number == 3:
-            start = time.perf_counter()
-        probabilities = model.predict([features[:1], prefix], verbose=0)  # (1, vocabulary_size)
-        prefix = np.append(prefix[:, 1:], probabilities.argmax(axis=1)[:, None], axis=1)
-    workload.report(seconds=(time.perf_counter() - start) / PREDICTIONS)
-
-
-def extract(folder: Path, name: str) -> None:
-    """Images per second, one `predict` each."""
-    from keras.utils import img_to_array, load_img
-
-    from captioning.encoders import ENCODERS, Encoder
-
-    network = Encoder(name, "random" if name == "vgg16" else "imagenet").network
-    paths = workload.photos(folder)[: EXTRACTED_IMAGES + 3]
-    for number, path in enumerate(paths):
-        if number == 3:
-            start = time.perf_counter()
-        image = img_to_array(load_img(path, target_size=(224, 224)))[None]  # (1, 224, 224, 3)
-        network.predict(ENCODERS[name].scale(image), verbose=0)
-    workload.report(rate=EXTRACTED_IMAGES / (time.perf_counter() - start))
-
-
 if __name__ == "__main__":
-    task, folder = sys.argv[1], Path(sys.argv[2])
     cli.load_tensorflow()
-    if task.startswith("extract_"):
-        extract(folder, task.removeprefix("extract_"))
-    else:
-        {"train": train, "caption": caption}[task](folder)
+    train(Path(sys.argv[2]))

@@ -15,32 +15,21 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 import workload
 
 HERE = Path(__file__).resolve().parent
-ENCODERS = {"vgg16": "vgg16", "efficientnet_lite0": "lite0"}
-TRAINING = {
-    "ours": "ours, 30,000 captions",
-    "floor": "its matrix products alone (NumPy)",
-    "torch": "PyTorch, packed sequences (a third, scaled)",
-    "unbucketed": "ours, batches of any lengths (a third, scaled)",
-    "classic": "Keras `fit` on every prefix (70 batches, scaled)",
-}
-CAPTIONING = {
-    "greedy_1": "ours, greedy, one by one",
-    "greedy_256": "ours, greedy, 256 at once",
-    "beam_3": "ours, beam 3, 256 at once",
-}
+ENCODERS = {"vgg16": "vgg16", "lite0": "efficientnet_lite0"}
 TURNS = 3
 CLI_TURNS = 5
 
 
 def measure(script: str, task: str, folder: Path, python: str = sys.executable) -> dict:
     """The figures that a script prints for a task."""
-    command = [python, HERE / f"{script}.py", task, folder]
     start = time.monotonic()
+    command = [python, HERE / f"{script}.py", task, folder]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{script}.py {task} failed:\n{done.stderr}")
@@ -62,54 +51,92 @@ def median(results: list[dict], key: str) -> float:
     return statistics.median(result[key] for result in results)
 
 
-def command_line(folder: Path) -> tuple[float, ...]:
-    """Seconds of one caption and of importing TensorFlow, their ratio, and both's peaks in MB."""
-    photo, model = workload.photos(folder)[0], lite0_model(folder)
+def training(folder: Path, torch_python: str | None) -> tuple[list, dict]:
+    """An epoch of training: rows for the table, and the ratios to ours."""
+    contestants = {
+        "ours": ("ours", "train"),
+        "floor": ("floor", "train"),
+        "classic": ("classic", "train"),
+    }
+    if torch_python:
+        contestants["torch"] = ("torch_packed", "train", torch_python)
+    names = {
+        "ours": "ours, 30,000 captions",
+        "floor": "its matrix products alone (NumPy)",
+        "classic": "Keras `fit` on every prefix (70 batches, scaled)",
+        "torch": "PyTorch, packed sequences (a third, scaled)",
+    }
+    results, rows, figures = in_turns(contestants, folder), [], {}
+    for name, other in results.items():
+        pairs = zip(results["ours"], other, strict=True)
+        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in pairs)
+        figures[f"train_vs_{name}"] = ratio
+        seconds = f"{median(other, 'seconds'):,.1f} s per epoch"
+        rows.append((f"training, {names[name]}", seconds, ratio, median(other, "peak_mb")))
+    del figures["train_vs_ours"]
+    return rows, figures
+
+
+def captioning(folder: Path) -> tuple[list, dict]:
+    """Captions from features, with the network that `training` left: rows."""
+    own = measure("ours", "caption", folder)
+    what = "captioning from features"
+    names = ("greedy_1", "greedy_256", "beam_3")
+    rows = [
+        (f"{what}, {name.replace('_', ', ')}", f"{own[name]:,.0f} captions/s", 1, own["peak_mb"])
+        for name in names
+    ]
+    return rows, {f"captions_per_second_{name}": own[name] for name in names}
+
+
+def extraction(folder: Path) -> tuple[list, dict]:
+    """Features from JPEG files: rows, and the ratios to the bare network."""
+    rows, figures = [], {}
+    for short, name in ENCODERS.items():
+        own = measure("ours", f"extract_{name}", folder)
+        figures[f"extract_{short}_vs_bare"] = own["ratio"]
+        for what, key, ratio in (("from JPEG files", "ours", own["ratio"]), ("bare", "bare", 1.0)):
+            rate = f"{own[key]:.1f} images/s"
+            rows.append((f"{short} features, {what}", rate, ratio, own["peak_mb"]))
+    return rows, figures
+
+
+def command_line(folder: Path) -> tuple[list, dict]:
+    """One caption by command line beside `import tensorflow`: rows, and their ratio."""
+    measure("ours", "model", folder)
+    photo, model = workload.photos(folder)[0], folder / "lite0_model.h5"
     caption = [workload.ROOT / "generate_caption.py", "--image_path", photo, "--model_path", model]
-    turns = []
+    commands = {"one caption by command line (lite0)": caption}
+    commands["`import tensorflow` alone"] = ["-c", "import tensorflow"]
+    seconds, peaks = ({name: [] for name in commands} for _ in range(2))
     for _ in range(CLI_TURNS + 1):
-        turn = []
-        for arguments in (caption, ["-c", "import tensorflow"]):
+        for name, arguments in commands.items():
             start = time.perf_counter()
             nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
             process = subprocess.Popen([sys.executable, *arguments], **nowhere)
             _, status, usage = os.wait4(process.pid, 0)  # the only way to one child's peak memory
             if status:
                 raise SystemExit(f"{arguments} failed")
-            turn += [time.perf_counter() - start, usage.ru_maxrss / 1024]
-        turns.append(turn)
-    turns = turns[1:]  # in the first, the files are read from the disk
-    seconds, peak, bare, bare_peak = map(statistics.median, zip(*turns, strict=True))
-    return seconds, bare, statistics.median(a / b for a, _, b, _ in turns), peak, bare_peak
-
-
-def lite0_model(folder: Path) -> Path:
-    """An untrained captioner of EfficientNet-Lite0's features: one photo takes as long with it."""
-    path = folder / "lite0_model.h5"
-    code = (
-        "import sys; sys.path[:0] = sys.argv[1:3]; from captioning import cli; "
-        "cli.load_tensorflow(); import workload; from captioning.encoders import Encoder; "
-        "from captioning.captions import Vocabulary; from model import Captioner; "
-        "from captioning.networks import CaptionerConfig, build_captioner; "
-        "words = workload.words(); encoder = Encoder('efficientnet_lite0'); "
-        "config = CaptionerConfig(1280, len(words), 36, encoder.name, encoder.weights_hash); "
-        "Captioner(build_captioner(config), Vocabulary(words), config).save(sys.argv[3])"
-    )
-    command = [sys.executable, "-c", code, workload.ROOT, HERE, path]
-    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    return path
+            seconds[name].append(time.perf_counter() - start)
+            peaks[name].append(usage.ru_maxrss / 1024)
+    own, bare = (times[1:] for times in seconds.values())  # at first, files come from the disk
+    ratio = statistics.median(a / b for a, b in zip(own, bare, strict=True))
+    rows = [
+        (name, f"{statistics.median(seconds[name][1:]):.2f} s", r, statistics.median(peaks[name]))
+        for name, r in zip(commands, (ratio, 1.0), strict=True)
+    ]
+    return rows, {"cli_vs_import": ratio}
 
 
 def machine() -> str:
     """Processor, cores and the versions that matter."""
-    import importlib.metadata
-
     cpuinfo = Path("/proc/cpuinfo")
     names = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     name = next((n.split(":")[1].strip() for n in names if n.startswith("model name")), "CPU")
-    versions = [f"{p} {importlib.metadata.version(p)}" for p in ("tensorflow", "keras", "numpy")]
-    python = f"Python {platform.python_version()}"
-    return ", ".join([f"{name}, {os.cpu_count()} cores", python, *versions])
+    versions = [f"{package} {version(package)}" for package in ("tensorflow", "keras", "numpy")]
+    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
+        versions
+    )
 
 
 def main() -> None:
@@ -122,88 +149,15 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     workload.features(folder)
     workload.photos(folder)
-
-    training = {"ours": ("ours", "train"), "floor": ("floor", "train")}
-    if args.torch_python:
-        training["torch"] = ("torch_packed", "train", args.torch_python)
-    training |= {"unbucketed": ("ours", "train_unbucketed"), "classic": ("classic", "train")}
-    trained = in_turns(training, folder)
-    captioned = in_turns({"ours": ("ours", "caption"), "predict": ("classic", "caption")}, folder)
-    extracted = {
-        script: {name: measure(script, f"extract_{name}", folder) for name in ENCODERS}
-        for script in ("ours", "classic")
-    }
-    started = command_line(folder)
-    rows, figures = table(trained, captioned, extracted, started)
-    print(f"{machine()}\n\n| measured | figure | ours is | peak memory |\n|---|---|---|---|")
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
+    parts = [training(folder, args.torch_python), captioning(folder), extraction(folder)]
+    parts.append(command_line(folder))
+    print(f"{machine()}\n\n| measured | figure | ratio | peak memory |\n|---|---|---|---|")
+    figures = {}
+    for rows, own in parts:
+        figures |= {name: round(value, 3) for name, value in own.items()}
+        for what, figure, ratio, peak in rows:
+            print(f"| {what} | {figure} | {ratio:,.2f} | {peak:,.0f} MB |")
     print(json.dumps(figures | {"machine": machine()}))
-
-
-def table(trained, captioned, extracted, started) -> tuple[list[tuple], dict]:
-    """The rows to read and the figures for programs."""
-    rows, figures, peaks = [], {}, {}
-
-    def add(what: str, figure: str, peak: float, key: str | None = None, ratio: float = 0):
-        """A row; with a key, also a figure: the ratio of ours to this."""
-        peaks[what] = round(peak)
-        said = ""
-        if key:
-            figures[key] = round(ratio, 3)
-            said = f"{ratio:,.2f} ×" if ratio < 100 else f"{ratio:,.0f} ×"
-        rows.append((what, figure, said, f"{peak:,.0f} MB"))
-
-    for name, results in trained.items():
-        key = None if name == "ours" else f"train_vs_{name}"
-        ratio = statistics.median(
-            other["seconds"] / ours["seconds"]
-            for ours, other in zip(trained["ours"], results, strict=True)
-        )
-        seconds = f"{median(results, 'seconds'):,.1f} s an epoch"
-        add(f"training, {TRAINING[name]}", seconds, median(results, "peak_mb"), key, ratio)
-    first = median(trained["ours"], "first_seconds") - median(trained["ours"], "seconds")
-    rows.append(("training, ours: compiling, once", f"{first:.1f} s in the first epoch", "", ""))
-
-    ours, predict = captioned["ours"], captioned["predict"]
-    for name, what in CAPTIONING.items():
-        rate = median(ours, name)
-        add(f"captioning, {what}", f"{rate:,.0f} captions/s", median(ours, "peak_mb"))
-    words = median(ours, "greedy_256_words") + 1  # and the end
-    rate = 1 / (median(predict, "seconds") * words)
-    figure = f"{rate:.2f} captions/s"
-    for batch_size in (256, 1):
-        add(
-            f"captioning, Keras `predict` a word ({words:.0f} words, scaled)",
-            figure,
-            median(predict, "peak_mb"),
-            f"caption_vs_predict_batch{batch_size}",
-            median(ours, f"greedy_{batch_size}") / rate,
-        )
-
-    for name, short in ENCODERS.items():
-        own, classic = extracted["ours"][name], extracted["classic"][name]
-        what = f"{short} features"
-        add(f"{what}, ours, from JPEG files", f"{own['ours']:.1f} images/s", own["peak_mb"])
-        bare = f"{own['bare']:.1f} images/s"
-        add(
-            f"{what}, the bare network",
-            bare,
-            own["peak_mb"],
-            f"extract_{short}_vs_bare",
-            own["ratio"],
-        )
-        ratio = own["ours"] / classic["rate"]
-        rate = f"{classic['rate']:.1f} images/s"
-        key = f"extract_{short}_vs_classic"
-        add(f"{what}, Keras `predict` an image", rate, classic["peak_mb"], key, ratio)
-
-    caption, bare, ratio, peak, bare_peak = started
-    add("one caption by command line (lite0)", f"{caption:.2f} s", peak)
-    add("`import tensorflow` alone", f"{bare:.2f} s", bare_peak)
-    figures["cli_vs_import"] = round(ratio, 3)
-    rows[-1] = (*rows[-1][:2], f"{ratio:.2f} × as long", rows[-1][3])
-    return rows, figures | {"peak_mb": peaks}
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ WARM_UP = 10
 
 
 class MergeModel(nn.Module):
-    """Image and words meet after the LSTM, as in model.py."""
+    """Image and words are added after the LSTM, as in model.py."""
 
     def __init__(self):
         super().__init__()

@@ -35,6 +35,16 @@ def words() -> list[str]:
     return [*SPECIAL_TOKENS, *(f"word{i}" for i in range(count))]
 
 
+def captioner(encoder: str, weights_hash: str, feature_size: int):
+    """An untrained captioner of the full size."""
+    from captioning.captions import Vocabulary
+    from model import Captioner, CaptionerConfig, build_decoder
+
+    longest = FIRST_LENGTH + len(LENGTHS) - 1
+    config = CaptionerConfig(feature_size, VOCABULARY_SIZE, longest, encoder, weights_hash)
+    return Captioner(build_decoder(config), Vocabulary(words()), config)
+
+
 def captions(share: float = 1.0) -> list[tuple[int, str]]:
     """30,000 captions of random words (by Zipf's law) as (image, caption), or a share of them."""
     random = np.random.default_rng(0)

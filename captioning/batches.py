@@ -117,7 +117,7 @@ class CaptionBatches:
         dataset = tf.data.Dataset.from_generator(lambda: self, output_signature=signature)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
         options = tf.data.Options()
-        # There is nothing to tune, and an epoch's end would wait 10 seconds for the tuner to wake.
+        # The tuner has nothing to do here, and the end of an epoch would wait 10 seconds for it.
         options.autotune.enabled = False
         return dataset.with_options(options).prefetch(4)
 

@@ -30,14 +30,8 @@ MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocab
 # decoding.py so that --help can show it without TensorFlow.
 LENGTH_PENALTY = 0.8
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")  # names in data sets
-CAPTION_FILES = (
-    "captions.txt",
-    "Flickr8k.token.txt",
-    "captions.csv",
-    "dataset_flickr8k.json",
-    "dataset_flickr30k.json",
-    "dataset_coco.json",
-)
+CAPTION_FILES = ("captions.txt", "Flickr8k.token.txt", "captions.csv")
+CAPTION_FILES += ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 HELD_OUT = 0.1  # share of the images that a random split keeps for dev, and again for test
 
 
@@ -60,17 +54,11 @@ def tokenize(caption: str) -> list[str]:
 def _split_word(word: str) -> tuple[str, ...]:
     if word in POSSESSIVES:  # already split off, as in Flickr8k's "dog 's"
         return ("'s",)
-    start, end, possessives = 0, len(word), 0
-    while start < end and not _is_word_character(word[start]):
-        start += 1
-    while True:
-        while end > start and not _is_word_character(word[end - 1]):
-            end -= 1
-        if not word.endswith(POSSESSIVES, start, end):
-            break
-        end, possessives = end - 2, possessives + 1
-    rest = (word[start:end],) if start < end else ()
-    return (*rest, *["'s"] * possessives)
+    places = [place for place, character in enumerate(word) if _is_word_character(character)]
+    if not places:
+        return ()
+    word = word[places[0] : places[-1] + 1]
+    return (*_split_word(word[:-2]), "'s") if word.endswith(POSSESSIVES) else (word,)
 
 
 def _is_word_character(character: str) -> bool:
@@ -156,15 +144,11 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
     for where, image_id, caption in rows:
         _check_image_id(where, image_id)
         tokens = tokenize(caption)
-        if not tokens:
-            raise InputError(
-                f"{where}: the caption of {one_line(image_id)} is empty. Write one or drop it."
-            )
+        fault = "is empty. Write one" if not tokens else ""
         if len(tokens) > MAX_CAPTION_WORDS:
-            raise InputError(
-                f"{where}: the caption of {one_line(image_id)} has {len(tokens)} words; at most "
-                f"{MAX_CAPTION_WORDS} are allowed. Shorten it or drop it."
-            )
+            fault = f"has {len(tokens)} words; at most {MAX_CAPTION_WORDS} are allowed. Shorten it"
+        if fault:
+            raise InputError(f"{where}: the caption of {one_line(image_id)} {fault} or drop it.")
         captions.setdefault(image_id, []).append(" ".join(tokens))
     if not captions:
         raise InputError(f"{path} holds no captions.")
@@ -174,27 +158,22 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
 def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     first = True
-    while True:
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            raise InputError(
-                f"{path}:{reader.line_num}: {error}. Mend the line's quotes."
-            ) from error
-        where = f"{path}:{reader.line_num}"
-        if not any(cell.strip() for cell in row):
-            continue
-        if len(row) != 2:
-            raise InputError(
-                f"{where}: {len(row)} columns where there should be two, image and caption. "
-                f'Put a caption with commas between double quotes ("…").'
-            )
-        image_id, caption = row[0].strip(), row[1]
-        if not (first and PurePosixPath(image_id).suffix == ""):  # a header names no image file
-            yield where, image_id, caption
-        first = False
+    try:
+        for row in reader:
+            where = f"{path}:{reader.line_num}"
+            if not any(cell.strip() for cell in row):
+                continue
+            if len(row) != 2:
+                raise InputError(
+                    f"{where}: {len(row)} columns where there should be two, image and caption. "
+                    f'Put a caption with commas between double quotes ("…").'
+                )
+            image_id, caption = row[0].strip(), row[1]
+            if not (first and PurePosixPath(image_id).suffix == ""):  # a header names no image file
+                yield where, image_id, caption
+            first = False
+    except csv.Error as error:
+        raise InputError(f"{path}:{reader.line_num}: {error}. Mend the line's quotes.") from error
 
 
 def _read_token_lines(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
@@ -264,7 +243,7 @@ def check_splits(splits: dict[str, list[str]], captions: dict[str, list[str]]) -
             if image_id in seen:
                 raise InputError(
                     f"{one_line(image_id)} is in both the {seen[image_id]} and the {split} split. "
-                    f"Remove it from one list: a split tests nothing that it shares."
+                    f"Remove it from one list: splits must be disjoint."
                 )
             if image_id not in captions:
                 raise InputError(f"{one_line(image_id)}, of the {split} split, has no captions.")

@@ -53,19 +53,20 @@ positive_float = number(float, lambda value: 0 < value < float("inf"), "above 0"
 fraction = number(float, lambda value: 0 <= value < 1, "from 0 to below 1")
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options of which captioner is used, and on which CNN."""
-    parser.add_argument(
-        "--model_path",
-        type=Path,
-        metavar="FILE",
-        help="an .h5 from train.py (default: see above)",
-    )
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of which captioner is used; without it, `default_model` chooses."""
+    why = f"an .h5 from train.py (default: {TRAINED} where it exists, otherwise the included one)"
+    parser.add_argument("--model_path", type=Path, metavar="FILE", help=why)
+
+
+def add_weights_option(parser: argparse.ArgumentParser) -> None:
+    """Add the option of the CNN's weights."""
     parser.add_argument(
         "--weights",
         default="imagenet",
         metavar="imagenet|FILE|random",
-        help="the CNN's weights, the same as given to preprocess.py",
+        help="the CNN's weights: ImageNet's (VGG16's are downloaded once), a local .h5 file, or "
+        "random ones, which are for tests only; in captioning the same as in preprocess.py",
     )
 
 
@@ -76,46 +77,23 @@ def add_training_options(
     add = parser.add_argument
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--epochs", type=positive_int, default=epochs, help="passes over the data, at most")
-    add(
-        "--batch_size",
-        type=positive_int,
-        default=batch_size,
-        help="captions per step; in fine-tuning photos, each with five captions",
+    why = "captions per step; for finetune.py photos, each with five sampled captions"
+    add("--batch_size", type=positive_int, default=batch_size, help=why)
+    why = "Adam's step size at the start; it falls to 0 over the epochs, along half a cosine"
+    add("--learning_rate", type=positive_float, default=learning_rate, help=why)
+    why = "share of each weight, times the step size, that a step takes away"
+    add("--weight_decay", type=fraction, default=0.0, help=why)
+    why = "stop after so many epochs without a better dev loss, or in fine-tuning dev CIDEr"
+    add("--patience", type=positive_int, default=3, help=why)
+    why = (
+        "the epoch that MODEL_PATH ends with: the best on dev; or the last, whatever --patience, "
+        "whose captions can be better although its loss is not"
     )
-    add(
-        "--learning_rate",
-        type=positive_float,
-        default=learning_rate,
-        help="Adam's step size at the start; it falls to 0 over the epochs, along half a cosine",
-    )
-    add(
-        "--weight_decay",
-        type=fraction,
-        default=0.0,
-        help="share of each weight, times the step size, that a step takes away",
-    )
-    add(
-        "--patience",
-        type=positive_int,
-        default=3,
-        help="stop after so many epochs without a better dev loss, or in fine-tuning dev CIDEr",
-    )
-    add(
-        "--keep",
-        choices=("best", "last"),
-        default="best",
-        help="the epoch that MODEL_PATH ends with: the best on dev; or the last, whatever "
-        "--patience, whose captions can be better although its loss is not",
-    )
-    add("--seed", type=seed, default=0, help="of the first weights, the batches and the dropout")
+    add("--keep", choices=("best", "last"), default="best", help=why)
+    add("--seed", type=seed, default=0, help="of everything random")
     add("--resume", action="store_true", help="continue after the last finished epoch")
-    add(
-        "--tensorboard",
-        type=Path,
-        metavar="DIR",
-        help="also write every epoch's figures there, for: tensorboard --logdir DIR (which needs: "
-        "pip install tensorboard)",
-    )
+    why = "also write every epoch's figures there, for: tensorboard --logdir DIR"
+    add("--tensorboard", type=Path, metavar="DIR", help=why)
 
 
 def check_training(args: argparse.Namespace, start: Path | None) -> None:
@@ -145,20 +123,14 @@ def check_training(args: argparse.Namespace, start: Path | None) -> None:
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of beam search."""
-    parser.add_argument(
-        "--beam_size",
-        type=positive_int,
-        default=1,
-        metavar="K",
-        help="hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions",
+    add = parser.add_argument
+    why = "hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions"
+    add("--beam_size", type=positive_int, default=1, metavar="K", help=why)
+    why = (
+        "of a beam's final ranking, by log-probability / length ** penalty: 0 favours short "
+        "captions, 1 long ones"
     )
-    parser.add_argument(
-        "--length_penalty",
-        type=float,
-        default=LENGTH_PENALTY,
-        help="of a beam's final ranking, by log-probability / length ** penalty: 0 favours short "
-        "captions, 1 long ones",
-    )
+    add("--length_penalty", type=float, default=LENGTH_PENALTY, help=why)
 
 
 def default_model() -> Path:
@@ -170,7 +142,7 @@ def default_model() -> Path:
 
 def log(message: str) -> None:
     """Print to stderr: stdout is for what other programs read."""
-    lines = message.split("\n")  # file names in them may hold what commands a terminal
+    lines = message.split("\n")  # file names in them may hold escape sequences
     print(*[one_line(line, 2000) for line in lines], sep="\n", file=sys.stderr, flush=True)
 
 
@@ -206,7 +178,7 @@ def run(main: Callable[[], int | None], resume: str = "") -> None:
     Codes: 0 done, 1 nothing could be done or a fault, 2 wrong use, 130 stopped by Ctrl-C, when
     `resume` tells how to continue.
     """
-    warnings.filterwarnings("ignore", module="PIL")  # of photos that are read all the same
+    warnings.filterwarnings("ignore", module="PIL")  # of photos that it can read
     for stream in (sys.stdout, sys.stderr):  # file names may be in any encoding
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
     try:
@@ -218,12 +190,12 @@ def run(main: Callable[[], int | None], resume: str = "") -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
         log(f"stopped. {resume}".rstrip())
-    except BrokenPipeError:  # `| head` closed our stdout: nobody is left to be told
+    except BrokenPipeError:  # the reader closed our stdout, as `| head` does
         code = FAILED
     except OSError as error:  # a full disk behind stdout, a folder that may not be read
         code = FAILED
         log(f"error: {error}")
-    if code == FAILED:  # what stdout still holds would fail again, with a traceback
+    if code == FAILED:  # flushing the rest of stdout would fail again, with a traceback
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

@@ -38,9 +38,9 @@ class Encoder:
 
     Attributes:
         name: "vgg16" or "efficientnet_lite0".
-        kind: "pooled", a vector for each image, the network's own; "layers", a longer one that
-            earlier layers, which know more of colours and textures, add their average maps to,
-            of the image enlarged to `image_size`; "grid", a vector for each of 7 × 7 cells.
+        kind: "pooled", the network's own vector for each image; "layers", a longer vector, with
+            the averages of earlier layers, which know more of colours and textures, of the image
+            enlarged to `image_size`; "grid", a vector for each of 7 × 7 cells.
         image_size: pixels, the side of what the network sees.
         features_shape: of one image: (4096,), fc2's output, or (1280,), the averaged grid; of
             layers (5376,) or (1904,); as a grid (49, 512), block5's output, or (49, 1280).
@@ -58,7 +58,7 @@ class Encoder:
             kind: one of `KINDS`.
 
         Raises:
-            InputError: unknown encoder, or weights that cannot be had or do not fit.
+            InputError: unknown encoder, or weights that cannot be loaded or do not fit.
         """
         import keras
         import tensorflow as tf
@@ -113,8 +113,8 @@ class EncoderSpec:
 def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     """(224, 224, 3) uint8 -> (size, size, 3).
 
-    It shows no more, but the CNN has learnt from crops, in which things are larger than in whole
-    photos, and knows them better at that size (Touvron et al. 2019).
+    Test-time upscaling (FixRes): the CNN was trained on crops, in which things are larger than in
+    whole photos, and recognises them better at that size (Touvron et al. 2019).
     """
     image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(image)

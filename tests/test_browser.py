@@ -1,14 +1,17 @@
 """The page in a real browser, headless Chromium."""
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from urllib.parse import urlparse
 
 import pytest
-from conftest import EXAMPLES, PATIENCE, ROOT
+from helpers import CONFIGS, EXAMPLES, PATIENCE, ROOT, WORDS, serving, untrained
 
 import app
+from captioning.captions import END
+from captioning.encoders import Encoder
 
 pytestmark = pytest.mark.long
 
@@ -18,6 +21,9 @@ CHROMIUM_OPTIONS = [
     *("--disable-background-networking", "--disable-component-update"),
     "--window-size=1200,900",
 ]
+CAPTION = "[data-testid=label-output-value]"
+SHARES = "[data-testid=label] .confidence-set"
+SCORED = "[data-testid='highlighted-text:textfield'] .text"
 NETWORK = ("http", "https", "ws", "wss")  # what else it loads is its own: chrome:, data:, blob:
 
 
@@ -50,6 +56,10 @@ def present(driver, selector: str, with_text=False):
     return WebDriverWait(driver, PATIENCE).until(found)[0]
 
 
+def texts(driver, selector: str) -> list[str]:
+    return [element.text for element in driver.find_elements("css selector", selector)]
+
+
 def upload(driver, path) -> None:
     present(driver, "input[type=file]").send_keys(str(path))
 
@@ -68,10 +78,12 @@ def test_a_photo_is_captioned_and_nobody_else_is_asked(page, said, tmp_path):
     with browser(tmp_path / "profile") as driver:
         driver.get(page)
         upload(driver, EXAMPLES / "astronaut.jpg")
-        assert present(driver, ".best", with_text=True).text == said["astronaut.jpg"]
-        words = [e.text.split() for e in driver.find_elements("css selector", ".word")]
-        assert [word for word, *_ in words][:-1] == said["astronaut.jpg"].split()
-        assert len(driver.find_elements("css selector", ".captions span")) == 2 * 3
+        assert present(driver, CAPTION, with_text=True).text == said["astronaut.jpg"]
+        present(driver, SCORED, with_text=True)
+        words = [text.split() for text in texts(driver, SCORED)]
+        assert [word for word, _ in words] == [*said["astronaut.jpg"].split(), "<end>"]
+        assert all(share.endswith("%") for _, share in words)
+        assert len(texts(driver, SHARES)) == 3
         addresses = requested(driver)
         assert any("/upload" in address for address in addresses)
         asked = {urlparse(a).hostname for a in addresses if urlparse(a).scheme in NETWORK}
@@ -84,7 +96,7 @@ def test_an_example_is_captioned_by_a_click(page, said, tmp_path):
     with browser(tmp_path / "profile") as driver:
         driver.get(page)
         present(driver, ".gallery-item").click()
-        assert present(driver, ".best", with_text=True).text == said[app.EXAMPLES[0].name]
+        assert present(driver, CAPTION, with_text=True).text == said[app.EXAMPLES[0].name]
 
 
 def test_a_file_that_is_no_photo_gets_a_message(page, said, tmp_path):
@@ -107,4 +119,30 @@ def test_two_browsers_at_once(page, said, tmp_path):
         for driver, photo in zip(drivers, photos, strict=True):
             upload(driver, EXAMPLES / photo)
         for driver, photo in zip(drivers, photos, strict=True):
-            assert present(driver, ".best", with_text=True).text == said[photo]
+            assert present(driver, CAPTION, with_text=True).text == said[photo]
+
+
+@pytest.fixture
+def attention_model(tmp_path):
+    """A stranger's model: it looks at cells, its words are markup, its captions never end."""
+    encoder = Encoder("efficientnet_lite0", kind="grid")
+    sizes = {"feature_size": encoder.features_shape[-1], "weights_hash": encoder.weights_hash}
+    config = dataclasses.replace(CONFIGS["attention"], **sizes)
+    words = [*WORDS[:4], *(f"<b>{word}</b>" for word in WORDS[4:])]
+    captioner = untrained(config, words=words)
+    kernel, bias = captioner.decoder.logits.get_weights()
+    bias[END] = -100
+    captioner.decoder.logits.set_weights([kernel, bias])
+    captioner.save(tmp_path / "m.h5")
+    return tmp_path / "m.h5"
+
+
+def test_an_attention_decoder_shows_where_each_word_looked(attention_model, tmp_path):
+    with serving("--model_path", attention_model) as url, browser(tmp_path / "profile") as driver:
+        driver.get(url)
+        upload(driver, EXAMPLES / "coffee.jpg")
+        words = present(driver, CAPTION, with_text=True).text.split()
+        assert len(words) == CONFIGS["attention"].max_length
+        assert all(word.startswith("<b>w") for word in words)  # shown, not obeyed
+        present(driver, ".grid-wrap .gallery-item", with_text=True)
+        assert texts(driver, ".grid-wrap .gallery-item") == words

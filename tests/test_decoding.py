@@ -1,4 +1,4 @@
-"""Beam search against brute force, a plain reference, and greedy decoding."""
+"""Beam search against brute force, a plain reference and greedy decoding; samples' frequencies."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from captioning.captions import END, PADDING, START, UNKNOWN
-from captioning.decoding import beam_search
+from captioning.decoding import beam_search, sample_captions
 
 WORDS = (4, 5, 6)
 VOCABULARY_SIZE = 7
@@ -26,8 +26,9 @@ def random_tables(images: int, seed: int, sharpness: float = 1.0) -> np.ndarray:
 
 def search(tables: np.ndarray, beam_size: int, length_penalty: float = 0.0):
     """Run the real beam search on the fake model: tokens and scores as numpy arrays."""
-    table = tf.constant(tables)
     images = len(tables)
+    offsets = np.random.default_rng(9).normal(size=(*tables.shape[:3], 1))
+    table = tf.constant(tables + offsets, tf.float32)  # logits, which a step may shift at will
 
     def step(tokens, state):
         image, position = state
@@ -95,32 +96,37 @@ def test_equals_a_plain_beam_on_a_thousand_tables(beam_size):
     tables = random_tables(images=1000, seed=1)
     tokens, scores = search(tables, beam_size)
     for table, lines, line_scores in zip(tables, tokens, scores, strict=True):
-        found, true = zip(*reference_beam(table, beam_size), strict=True)
+        captions, true = zip(*reference_beam(table, beam_size), strict=True)
         kept = np.isfinite(line_scores)  # fewer captions than the beam is wide are no captions
-        assert tuple(words_of(line) for line in lines[kept]) == found
+        padded = [[*caption, *[PADDING] * (MAX_LENGTH - len(caption))] for caption in captions]
+        np.testing.assert_array_equal(lines[kept], padded)  # nothing else is ever said
         np.testing.assert_allclose(line_scores[kept], true, rtol=1e-4)
 
 
-def test_a_beam_of_one_is_greedy():
-    tables = random_tables(images=200, seed=2)
-    tokens, _ = search(tables, beam_size=1)
-    for table, line in zip(tables, tokens[:, 0], strict=True):
-        greedy = [START]
-        while greedy[-1] != END and len(greedy) <= MAX_LENGTH:
-            scores = table[len(greedy) - 1, greedy[-1]].copy()
-            scores[[PADDING, UNKNOWN, START]] = -np.inf
-            greedy.append(int(scores.argmax()))
-        assert words_of(line) == tuple(greedy[1:])
+def test_words_are_drawn_with_their_probabilities():
+    """From a table of what follows what: shares of 20,000 captions, and never a special token."""
+    count = 20_000
+    table = np.random.default_rng(1).normal(size=(VOCABULARY_SIZE, VOCABULARY_SIZE))
+    logits = tf.constant(table, tf.float32)
 
+    def draw(*seed):
+        def step(tokens, state):
+            return tf.gather(logits, tokens), state
 
-def test_what_is_not_a_word_is_never_said():
-    tables = random_tables(images=300, seed=3)
-    tokens, scores = search(tables, beam_size=3)
-    for line in tokens[np.isfinite(scores)]:
-        words = words_of(line)
-        assert not set(words) & {UNKNOWN, START}
-        assert (line[len(words) :] == PADDING).all()  # nothing after the end
-        assert END not in words[:-1]
+        return sample_captions(step, (tf.zeros([count]),), count, 3, tf.constant(seed)).numpy()
+
+    lines = draw(1, 2)
+    assert not np.isin(lines, [UNKNOWN, START]).any()
+    allowed = [END, *WORDS]
+    for place, before in ((0, START), (1, 4), (2, 5)):
+        met = lines if place == 0 else lines[lines[:, place - 1] == before]
+        shares = np.bincount(met[:, place], minlength=VOCABULARY_SIZE)[allowed] / len(met)
+        expected = np.exp(table[before, allowed]) / np.exp(table[before, allowed]).sum()
+        np.testing.assert_allclose(shares, expected, atol=4 * np.sqrt(0.25 / len(met)))
+    ended = np.cumsum(lines == END, axis=1) - (lines == END)  # behind an END
+    np.testing.assert_array_equal(lines == PADDING, ended > 0)
+    np.testing.assert_array_equal(lines, draw(1, 2))
+    assert (lines != draw(1, 3)).any()
 
 
 def test_wider_beams_find_more_probable_captions_on_dev(demo, captioner):

@@ -5,11 +5,12 @@ import os
 import h5py
 import numpy as np
 import pytest
-from conftest import ROOT, run_script
+from helpers import ROOT, run_script
 from PIL import Image
 
-from captioning.encoders import IMAGE_SIZE, Encoder, image_to_pixels, load_image
+from captioning.encoders import Encoder
 from captioning.files import InputError
+from captioning.images import IMAGE_SIZE, image_to_pixels, load_image
 
 
 def write_image(path, image, **options):

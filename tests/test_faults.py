@@ -1,9 +1,7 @@
 """Killed at any moment, started again: nothing is lost, and the end is the undisturbed one's."""
 
-import csv
 import os
 import random
-import resource
 import signal
 import subprocess
 import sys
@@ -11,7 +9,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import ROOT, run_here, run_script
+from helpers import ROOT, run_here, run_script, trained, with_files_up_to
 
 KILLS = [pytest.param(2, id="2-kills"), pytest.param(10, id="10-kills", marks=pytest.mark.long)]
 
@@ -73,15 +71,6 @@ def test_preprocess_killed_and_repeated_gives_the_same_bytes(demo, tmp_path, kil
     assert not (output / "shards").exists()
 
 
-def trained(folder) -> tuple:
-    """All that a training leaves, but for the seconds that it took."""
-    with np.load(folder / "m.checkpoint.npz") as arrays:
-        state = {name: arrays[name] for name in arrays if name.startswith("array")}
-    with (folder / "m.csv").open() as file:
-        history = [{k: v for k, v in row.items() if k != "seconds"} for row in csv.DictReader(file)]
-    return state, history, (folder / "m.h5").read_bytes()
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("kills", [10], ids=["10-kills"])
 def test_train_killed_and_resumed_ends_with_the_same_bits(small, tmp_path, kills):
@@ -125,7 +114,7 @@ def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
 
 
 @pytest.mark.long
-def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(small, tmp_path):
+def test_ctrl_c_keeps_the_best_and_says_how_to_continue(small, tmp_path):
     command = [sys.executable, "train.py", "--data_dir", small / "data"]
     command += ["--epochs", "1000", "--patience", "1000", "--model_path", tmp_path / "m.h5"]
     process = subprocess.Popen(
@@ -143,11 +132,6 @@ def test_ctrl_c_keeps_the_best_and_says_how_to_go_on(small, tmp_path):
 
 
 # -- full disks and closed folders -----------------------------------------------------------------
-
-
-def with_files_up_to(size: int):
-    """For a child process: a file that grows beyond `size` bytes is a disk that is full."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 @pytest.mark.parametrize("size", [100_000, 2_000_000], ids=["shard", "features"])

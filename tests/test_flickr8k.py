@@ -4,7 +4,7 @@ import json
 
 import joblib
 import pytest
-from conftest import run_script
+from helpers import run_script
 
 pytestmark = pytest.mark.long
 

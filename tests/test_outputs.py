@@ -1,7 +1,8 @@
-"""Where captions go: as they come, in forms that others read, and gone on with after any stop."""
+"""Where captions go: as they come, in formats that others read, continued after any stop."""
 
 import csv
 import io
+import itertools
 import json
 import os
 import shutil
@@ -9,45 +10,57 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from conftest import ROOT, run_here, run_script
+from helpers import ROOT, run_here, run_script, with_files_up_to
 from PIL import Image
 
-from captioning import encoders
+import captioning.images
+from captioning.cli import INCLUDED
 from captioning.files import InputError
-from captioning.outputs import FORMATS, Lines
-from generate_caption import INCLUDED
+from captioning.outputs import FORMATS, OutputFile, Stream
 from model import Captioner
 
 FORMS = [(form, count) for form in FORMATS for count in (1, 2) if (form, count) != ("coco", 2)]
 EACH = pytest.mark.parametrize(("form", "num_captions"), FORMS)
-PHOTOS = [
-    *map(Path, ("a folder/tab\tnew\nline, \r ü.jpg", 'x"\n".jpg', "-.png", "x\\n.jpg", "x.jpg")),
-    *map(Path, ("other/x.jpg", "x.jpg", os.fsdecode(b"\xff.jpg"))),
-]
+NAMES = ("a folder/tab\tnew\nline, \r ü.jpg", 'x"\n".jpg', "-.png", "x\\n.jpg", "x.jpg")
+PHOTOS = [*map(Path, (*NAMES, "other/x.jpg", os.fsdecode(b"\xff.jpg")))]
+SETTINGS = {"model_path": "m.h5", "beam_size": "2"}
 
 
 def beam(photo: Path, num_captions: int) -> list[tuple[str, float]]:
-    """Captions that tell photos apart, as many as are asked for, but for a photo of one alone."""
+    """Captions that tell photos apart, as many as are asked for; a .png has only one."""
     captions = [(f"a dog 's ball, {len(str(photo))}", -1.5), ("größe", -2.25)]
     return captions[: 1 if photo.suffix == ".png" else num_captions]
 
 
-def write_all(path: Path, form: str, num_captions: int, resume=False, photos=PHOTOS) -> list[Path]:
+def write_all(output, num_captions: int, resume=False, photos=PHOTOS, close=True) -> list[Path]:
     """Write what is missing; returns the photos that were."""
-    lines = Lines(form, num_captions, path)
-    missing = [p for p, left in zip(photos, lines.open(photos, resume), strict=True) if left]
+    missing = [p for p, left in zip(photos, output.open(photos, resume), strict=True) if left]
     for photo in missing:
-        lines.write(photo, beam(photo, num_captions))
-    lines.close()
+        output.write(photo, beam(photo, num_captions))
+    if close:
+        output.close()
     return missing
 
 
+def partial_of(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
+
+
 @EACH
-def test_paths_and_captions_are_read_back_by_other_parsers(
-    form, num_captions, tmp_path, capfdbinary
+def test_rows_are_read_back_by_other_parsers_and_a_file_holds_the_same(
+    form, num_captions, tmp_path, monkeypatch
 ):
-    write_all(tmp_path / "file", form, num_captions)
-    content = (tmp_path / "file").read_bytes()
+    stdout = io.TextIOWrapper(io.BytesIO(), "utf-8", "surrogateescape", newline="")
+    monkeypatch.setattr("sys.stdout", stdout)
+    write_all(Stream(form, num_captions), num_captions)
+    flushed = stdout.buffer.getvalue()
+    stdout.flush()
+    content = stdout.buffer.getvalue()
+    assert content.removeprefix(flushed) == (b"]\n" if form == "coco" else b"")
+    write_all(OutputFile(tmp_path / "file", form, num_captions, SETTINGS), num_captions)
+    assert (tmp_path / "file").read_bytes() == content
+    assert not partial_of(tmp_path / "file").exists()
+
     text = content.decode(errors="surrogateescape")
     captions = [(photo, *line) for photo in PHOTOS for line in beam(photo, num_captions)]
     rows = [[str(p), text, *map(str, [s] * (num_captions > 1))] for p, text, s in captions]
@@ -58,10 +71,9 @@ def test_paths_and_captions_are_read_back_by_other_parsers(
         assert [[*map(str, line.values())] for line in objects] == rows
     elif form == "tsv":
         fields = [line.split("\t") for line in text.removesuffix("\n").split("\n")]
-        escaped = [
-            r[0].replace("\\", r"\\").replace("\t", r"\t").replace("\n", r"\n") for r in rows
-        ]
-        assert [f[0] for f in fields] == [name.replace("\r", r"\r") for name in escaped]
+        escapes = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
+        names = ["".join(escapes.get(c, c) for c in name) for name, *_ in rows]
+        assert [f[0] for f in fields] == names
         assert [f[1:] for f in fields] == [r[1:] for r in rows]
     else:
         expected = [{"image_id": p.name, "caption": caption} for p, caption, _ in captions]
@@ -69,56 +81,70 @@ def test_paths_and_captions_are_read_back_by_other_parsers(
 
 
 @EACH
-def test_a_file_cut_off_at_any_byte_is_gone_on_with(form, num_captions, tmp_path):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    write_all(whole, form, num_captions)
-    content = whole.read_bytes()
+def test_a_partial_file_cut_off_at_any_byte_is_continued(form, num_captions, tmp_path):
+    def output(name):
+        return OutputFile(tmp_path / name, form, num_captions, SETTINGS)
+
+    write_all(output("cut"), num_captions, close=False)  # as if killed
+    partial = partial_of(tmp_path / "cut")
+    content = partial.read_bytes()
+    ends = list(itertools.accumulate(map(len, content.splitlines(keepends=True))))
+    write_all(output("whole"), num_captions)
     for size in range(len(content) + 1):
-        cut.write_bytes(content[:size])
-        again = write_all(cut, form, num_captions, resume=True)
-        assert cut.read_bytes() == content, size
-        # Only what was cut off is done again: the photos that are whole, but for the last.
-        assert len(again) <= len(PHOTOS) - max(0, 8 * size // len(content) - 2)
-    assert write_all(cut, form, num_captions, resume=True, photos=PHOTOS[3:4]) == []
-    more = [*PHOTOS, Path("new.jpg")]
-    assert write_all(cut, form, num_captions, resume=True, photos=more) == more[-1:]
-    write_all(tmp_path / "more", form, num_captions, photos=more)
-    assert cut.read_bytes() == (tmp_path / "more").read_bytes()
+        partial.write_bytes(content[:size])
+        whole = max(0, sum(end <= size for end in ends) - 1)  # photos; the settings are a line
+        assert write_all(output("cut"), num_captions, resume=True) == PHOTOS[whole:], size
+        assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
+        (tmp_path / "cut").unlink()
 
 
 FOREIGN = {
-    "text": "notes of mine",
-    "lines": "notes\nof mine\n",
-    "list": '[{"image_id": "x.jpg", "caption": "a dog"}]',
-    "pretty list": '[\n {\n  "image_id": "x.jpg"\n }\n]\n',
-    "numbers": "1\n2\n",
-    "nested": "[" * 5000 + "\n",
-    "other columns": '{"image_path": "x.jpg", "text": "a dog"}\n',
-    "other csv": "image,caption\nx.jpg,a dog\n",
-    "four": "x.jpg\ta\tdog\tran\n",
-    "bytes": "\x00\udcff\udcfe\n",
-    "list and more": '[\n {"image_id": "x.jpg", "caption": "a dog"}\n]\n]\n',
-    "quote": 'image_path,caption\n"x.jpg,a dog\n' + "x.jpg,a dog\n" * 20_000,
+    "lines": b"notes\nof mine\n",
+    "one line": b"notes of mine",
+    "list": b'[{"image_id": "x.jpg", "caption": "a dog"}]\n',
+    "numbers": b"1\n2\n",
+    "nested": b"[" * 100_000 + b"\n",
+    "other object": b'{"image_path": "x.jpg", "text": "a dog"}\n',
+    "bytes": b"\x00\xff\xfe\n",
 }
 
 
-@EACH
-def test_what_it_did_not_write_is_left_alone(form, num_captions, tmp_path):
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_what_it_did_not_write_is_left_alone(content, tmp_path):
     path = tmp_path / "file"
-    foreign = {name: text.encode(errors="surrogateescape") for name, text in FOREIGN.items()}
-    for other in FORMS:
-        if other != (form, num_captions):
-            write_all(tmp_path / "other", *other)
-            foreign[other] = (tmp_path / "other").read_bytes()
-            (tmp_path / "other").unlink()
-    for name, content in foreign.items():
-        path.write_bytes(content)
-        with pytest.raises(InputError, match=f"is not what --format {form} with these") as error:
-            write_all(path, form, num_captions, resume=True)
-        assert str(error.value).isprintable(), name
-        with pytest.raises(InputError, match="is there already"):
-            write_all(path, form, num_captions)
-        assert path.read_bytes() == content
+    partial_of(path).write_bytes(content)
+    with pytest.raises(InputError, match="cannot be continued") as error:
+        write_all(OutputFile(path, "csv", 1, SETTINGS), 1, resume=True)
+    assert str(error.value).isprintable()
+    assert partial_of(path).read_bytes() == content
+    assert not path.exists()
+
+
+def test_a_damaged_line_in_the_middle_is_refused(tmp_path):
+    path = tmp_path / "file"
+    write_all(OutputFile(path, "csv", 1, SETTINGS), 1, close=False)
+    settings, _, *rest = partial_of(path).read_bytes().splitlines(keepends=True)
+    for line in (b'{"image_path": 5}\n', b'{"captions": []}\n', b"[]\n", b"\n"):
+        content = b"".join([settings, line, *rest])
+        partial_of(path).write_bytes(content)
+        with pytest.raises(InputError, match="cannot be continued"):
+            write_all(OutputFile(path, "csv", 1, SETTINGS), 1, resume=True)
+        assert partial_of(path).read_bytes() == content
+
+
+def test_other_options_are_refused(tmp_path):
+    path = tmp_path / "file"
+    write_all(OutputFile(path, "tsv", 1, SETTINGS), 1, close=False)
+    content = partial_of(path).read_bytes()
+    for count, settings in ((2, SETTINGS), (1, SETTINGS | {"beam_size": "3"})):
+        with pytest.raises(InputError, match="other options"):
+            write_all(OutputFile(path, "tsv", count, settings), 1, resume=True)
+    with pytest.raises(InputError, match="Continue by --resume"):
+        write_all(OutputFile(path, "tsv", 1, SETTINGS), 1)
+    assert partial_of(path).read_bytes() == content
+    # The format is only that of the file made in the end.
+    assert write_all(OutputFile(path, "jsonl", 1, SETTINGS), 1, resume=True) == []
+    assert json.loads(path.read_bytes().splitlines()[0])["image_path"] == str(PHOTOS[0])
 
 
 # -- through the script ----------------------------------------------------------------------------
@@ -134,9 +160,9 @@ def generate(included, monkeypatch):
     """The script, with a captioner that need not be built for every run."""
     monkeypatch.setattr(Captioner, "load", lambda *_: included)
 
-    def run(folder, *options, code=0):
-        arguments = ("--image_path", folder, "--batch_size", 3, "--beam_size", 2, *options)
-        return run_here("generate_caption.py", *arguments, code=code)
+    def run(*photos_and_options, code=0):
+        options = ("--batch_size", 3, "--beam_size", 2, "--image_path", *photos_and_options)
+        return run_here("generate_caption.py", *options, code=code)
 
     return run
 
@@ -157,71 +183,61 @@ def test_captions_are_there_before_the_last_photo_is_read(
     form, generate, photos, tmp_path, monkeypatch
 ):
     path, seen = tmp_path / "new" / "file", []
-    read = encoders.try_load_image
+    load = captioning.images.load_image
 
     def look(photo):
         if photo.name == "scene_0007.jpg":
-            seen.append(path.read_text())
-        return read(photo)
+            seen.append(partial_of(path).read_text())
+            assert not path.exists()
+        return load(photo)
 
-    monkeypatch.setattr(encoders, "try_load_image", look)
-    done = generate(photos, "--format", form, "--output", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning.images, "load_image", look)
+        done = generate(photos, "--format", form, "--output", path)
     assert done.stdout == ""
     assert "8 captioned, 1 skipped" in done.stderr
-    assert path.read_text().startswith(seen[0])
     assert [f"scene_000{i}.jpg" in seen[0] for i in range(8)] == [True] * 5 + [False] * 3
     assert generate(photos, "--format", form).stdout == path.read_text()
 
 
-@pytest.mark.parametrize(("form", "count"), [("tsv", 2), ("jsonl", 1), ("csv", 2), ("coco", 1)])
-def test_a_killed_run_is_gone_on_with(form, count, generate, photos, tmp_path, monkeypatch):
-    path = tmp_path / "file"
-    options = ("--format", form, "--num_captions", count, "--output", path)
-    generate(photos, *options)
-    content = path.read_bytes()
-    generate(photos, *options, code=1)
-    assert path.read_bytes() == content
-    for share in (0, 0.05, 0.4, 0.77, 1):  # of eight photos, so 0.05 is less than a line
-        path.write_bytes(content[: int(share * len(content))])
-        done = generate(photos, *options, "--resume")
-        assert path.read_bytes() == content
-        assert ("of 9 are captioned already" in done.stderr) == (share > 0.2)
-    # What is done needs no network, but for what could not be read before.
-    (photos / "scene_0001b.jpg").unlink()
-    monkeypatch.setattr(Captioner, "load", None)
-    generate(photos, *options, "--resume")
-    assert path.read_bytes() == content
-
-
-class Sociable:
-    """A captioner that says of each photo in whose company it came."""
-
-    encoder = property(lambda self: self)
-
-    def encode(self, pixels):
-        return pixels.mean(axis=(1, 2, 3))
-
-    def decode(self, features, *_):
-        return [[(f"{mean} among {sorted(features)}", -1.0)] for mean in features]
-
-
-def test_photos_are_captioned_in_the_company_of_an_undisturbed_run(
+def test_a_stopped_run_is_continued_and_a_finished_file_stays(
     generate, photos, tmp_path, monkeypatch
 ):
-    """A CNN's last digits may depend on the batch, and a caption on those."""
-    monkeypatch.setattr(Captioner, "load", lambda *_: Sociable())
     path = tmp_path / "file"
-    generate(photos, "--output", path)
-    lines = path.read_text().splitlines(keepends=True)
-    for count in range(len(lines) + 1):
-        path.write_text("".join(lines[:count]))
-        generate(photos, "--output", path, "--resume")
-        assert path.read_text() == "".join(lines)
-    path.write_text("".join(lines[3:]))  # as if new photos had come among the old ones
-    done = generate(photos, "--output", path, "--resume")
+    options = ("--format", "coco", "--output", path)
+    generate(photos, *options)
+    content = path.read_bytes()
+    for more in ((), ("--resume",)):
+        done = generate(photos, *options, *more, code=1)
+        assert f"{path} is there already. It is finished: remove it" in done.stderr
+        assert path.read_bytes() == content
+    path.unlink()
+
+    load = captioning.images.load_image
+
+    def stop(photo):
+        if photo.name == "scene_0007.jpg":
+            raise KeyboardInterrupt
+        return load(photo)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(captioning.images, "load_image", stop)
+        done = generate(photos, *options, code=130)
+    assert "--resume continues" in done.stderr
+    shutil.copy(partial_of(path), tmp_path / "stopped")
+    done = generate(photos, *options, "--resume", "--length_penalty", 0, code=1)
+    assert "other options" in done.stderr
+    assert partial_of(path).read_bytes() == (tmp_path / "stopped").read_bytes()
+    done = generate(photos, *options, "--resume")
+    assert "5 of 9 are captioned already" in done.stderr
     assert "3 captioned, 1 skipped" in done.stderr
-    names = [line.split("\t")[0] for line in path.read_text().splitlines()]
-    assert sorted(names) == [line.split("\t")[0] for line in lines]
+    assert path.read_bytes() == content
+
+
+def test_a_photo_named_twice_is_captioned_once(generate, photos):
+    done = generate(photos / "scene_0001.jpg", photos, photos)
+    names = [line.split("\t")[0][-8:] for line in done.stdout.splitlines()]
+    assert names == ["0001.jpg", "0000.jpg", *(f"000{i}.jpg" for i in range(2, 8))]
 
 
 def test_sidecars(generate, photos):
@@ -257,10 +273,12 @@ def test_options_that_make_no_sense_together(generate, photos):
         ("--sidecar", "--output", "x"),
         ("--sidecar", "--format", "csv"),
         ("--sidecar", "--num_captions", 2),
+        ("--num_captions", 3),
+        ("--num_captions", 2, "--format", "coco"),
         ("--output", "x", "--resume", "--save_figure", "x.png"),
     ):
         assert "usage: " in generate(photos, *options, code=2).stderr
-    assert "Is a directory" in generate(photos, "--output", photos, code=1).stderr
+    generate(photos, "--output", photos, code=1)  # a folder
     assert not (ROOT / "x").exists()
 
 
@@ -295,13 +313,12 @@ def test_memory_does_not_grow_with_the_captions(form, generate, tmp_path, monkey
 
 @pytest.mark.long
 def test_a_full_disk_and_then_the_rest(generate, photos, tmp_path):
-    from test_faults import with_files_up_to
-
     path = tmp_path / "file"
     command = ("generate_caption.py", "--image_path", photos, "--model_path", INCLUDED)
     command = (*command, "--batch_size", 3, "--beam_size", 2, "--output", path)
-    done = run_script(*command, code=1, preexec_fn=with_files_up_to(300))
-    assert done.stderr.splitlines()[-1].startswith(f"error: cannot write {path}: ")
-    assert path.stat().st_size == 300
-    generate(photos, "--output", path, "--resume")
+    done = run_script(*command, code=1, preexec_fn=with_files_up_to(600))
+    assert done.stderr.splitlines()[-1].startswith(f"error: cannot write {partial_of(path)}: ")
+    assert partial_of(path).stat().st_size == 600
+    assert not path.exists()
+    run_script(*command, "--resume")
     assert path.read_text() == generate(photos).stdout

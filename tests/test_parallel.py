@@ -7,7 +7,7 @@ import sys
 import time
 
 import pytest
-from conftest import ROOT, run_script
+from helpers import ROOT, run_script
 
 from captioning.features import SHARD_SIZE, _worker_encoder
 from captioning.files import InputError

@@ -6,19 +6,37 @@ import importlib.util
 import joblib
 import pytest
 import tensorflow as tf
-from conftest import run_here
-from test_faults import trained
+from helpers import options, run_here, trained
 
-from captioning.training import EpochLog
+from captioning.callbacks import Recorder, SampleCaptions
 from model import Captioner
 
-SIZES = ("--units", 16, "--embedding_size", 16, "--batch_size", 16)
+SIZES = ("--units", 16, "--embedding_size", 16)
 
 
-def train(small, model_path, *options, code=0):
-    sizes = SIZES[-2:] if "--finetune_cider" in options else SIZES
-    arguments = ("--data_dir", small / "data", "--model_path", model_path, *sizes, *options)
-    return run_here("train.py", *arguments, code=code)
+def train(small, model_path, *more, code=0, start=None):
+    command = ("train.py", *SIZES) if start is None else ("finetune.py", start)
+    data = ("--data_dir", small / "data", "--model_path", model_path, "--batch_size", 16)
+    return run_here(*command, *data, *more, code=code)
+
+
+@pytest.mark.parametrize(
+    ("patience", "kept", "stop"), [(2, 2, True), (3, 2, False), (None, 4, False)]
+)
+@pytest.mark.parametrize(("measure", "sign"), [("loss", 1), ("cider", -1)], ids=["loss", "cider"])
+def test_the_epoch_that_is_kept_and_when_to_stop(patience, kept, stop, measure, sign, tmp_path):
+    """The best one and its patience; with neither, the last, and on to the end."""
+    losses = [3.0, 2.8, 2.9, 2.9]
+    for epochs, at_the_end in ((6, False), (4, True)):
+        given = options(tmp_path / "m.h5", epochs, patience=patience)
+        recorder = Recorder(None, given, measure)
+        assert not recorder.should_stop()
+        recorder.rows = [
+            {"epoch": epoch, f"train_{measure}": 1.0, f"dev_{measure}": sign * loss}
+            for epoch, loss in enumerate(losses, 1)
+        ]
+        assert recorder.best()["epoch"] == kept
+        assert recorder.should_stop() == (stop or at_the_end)
 
 
 def shown(done) -> list[dict[str, str]]:
@@ -35,9 +53,8 @@ def shown(done) -> list[dict[str, str]]:
 
 @pytest.mark.long
 def test_three_dev_images_are_captioned_by_the_weights_of_each_epoch(small, tmp_path, monkeypatch):
-    options = ("--epochs", 6, "--keep", "last", "--learning_rate", 0.02)
-    (tmp_path / "dark").mkdir()
-    seen = shown(train(small, tmp_path / "m.h5", *options))
+    given = ("--epochs", 6, "--keep", "last", "--learning_rate", 0.02)
+    seen = shown(train(small, tmp_path / "m.h5", *given))
     assert [len(captions) for captions in seen] == [3] * 6
     assert len({tuple(captions) for captions in seen}) == 1  # always the same images
     assert len({tuple(captions.values()) for captions in seen}) > 1  # and what is learnt is seen
@@ -48,8 +65,8 @@ def test_three_dev_images_are_captioned_by_the_weights_of_each_epoch(small, tmp_
     captions = Captioner.load(tmp_path / "m.h5").caption_features(features["features"][rows])
     assert list(seen[-1].values()) == captions
 
-    monkeypatch.setattr(EpochLog, "show", lambda self: None)
-    assert not any(shown(train(small, tmp_path / "dark" / "m.h5", *options)))
+    monkeypatch.setattr(SampleCaptions, "on_epoch_end", lambda *_: None)
+    assert not any(shown(train(small, tmp_path / "dark" / "m.h5", *given)))
     (state, *rest), (dark_state, *dark_rest) = trained(tmp_path), trained(tmp_path / "dark")
     assert rest == dark_rest
     assert all((dark_state[name] == array).all() for name, array in state.items())
@@ -76,21 +93,22 @@ def test_tensorboard_has_the_history_of_all_epochs_of_a_run_that_was_stopped(
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     path, board = tmp_path / "m.h5", tmp_path / "new" / "board"
-    options = ("--epochs", 3, "--keep", "last", "--tensorboard", board)
+    given = ("--epochs", 3, "--keep", "last", "--tensorboard", board)
+    start = None
     if measure == "cider":
-        train(small, tmp_path / "start.h5", "--epochs", 2)
-        options += ("--finetune_cider", tmp_path / "start.h5")
-    end = EpochLog.on_epoch_begin
+        start = tmp_path / "start.h5"
+        train(small, start, "--epochs", 2)
+    begin = Recorder.on_epoch_begin
 
     def stopped(self, epoch, logs=None):
-        end(self, epoch, logs)
+        begin(self, epoch, logs)
         if epoch == 2:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(EpochLog, "on_epoch_begin", stopped)
-        train(small, path, *options, code=130)
-    done = train(small, path, *options, "--resume")
+        patch.setattr(Recorder, "on_epoch_begin", stopped)
+        train(small, path, *given, code=130, start=start)
+    done = train(small, path, *given, "--resume", start=start)
     assert [len(captions) for captions in shown(done)] == [3]
     rows = list(csv.DictReader(path.with_suffix(".csv").open()))
     assert len(rows) == 3

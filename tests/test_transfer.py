@@ -10,19 +10,16 @@ import joblib
 import keras
 import numpy as np
 import pytest
-from conftest import ROOT, run_here
-from test_ensemble import members_of
-from test_model import CONFIG, EACH, WORDS, random_batches, random_features
+from helpers import CONFIG, EACH, ROOT, WORDS, random_batches, random_features, run_here, untrained
 
-from captioning.captions import PADDING, SPECIAL_TOKENS, Vocabulary
+from captioning.captions import PADDING, UNKNOWN
+from captioning.cli import INCLUDED
 from captioning.encoders import LITE0_WEIGHTS
-from captioning.networks import build_captioner
-from captioning.pickles import save_pickle
-from captioning.transfer import extend, take_over
+from captioning.files import save_pickle
 from data.sample import COLOURS, SHAPES, write_sample
 from ensemble import ensemble
-from generate_caption import INCLUDED
-from model import Captioner
+from model import Captioner, build_decoder
+from train import copy_pretrained, extend, logit_offset
 
 NEW = ["new", "newer"]
 
@@ -30,68 +27,69 @@ NEW = ["new", "newer"]
 def extended(start: Captioner, words: list[str], log_frequencies=None) -> Captioner:
     """What train.py --init_from makes of `start`, untrained."""
     keras.utils.set_random_seed(9)
-    vocabulary = extend(start.vocabulary, words)
-    config = dataclasses.replace(start.config, vocabulary_size=len(vocabulary), members=1)
-    network = build_captioner(config, log_frequencies)
-    take_over(network, start.network, random_batches(config=config))
-    return Captioner(network, vocabulary, config)
+    vocabulary, config = extend(start, {"vocabulary": words, "max_length": 5}, {"why": "a test"})
+    decoder = build_decoder(config, log_frequencies)
+    copy_pretrained(decoder, start.decoder.members[0], random_batches(config=config))
+    return Captioner(decoder, vocabulary, config)
 
 
-def test_new_words_come_behind_the_old_ones():
-    known = Vocabulary([*SPECIAL_TOKENS, "a", "dog"])
-    more = extend(known, [*SPECIAL_TOKENS, "cat", "a", "ball"])
-    assert more.words == [*SPECIAL_TOKENS, "a", "dog", "cat", "ball"]
-    assert extend(known, [*SPECIAL_TOKENS, "dog"]).words == known.words
+def test_new_words_come_after_the_old_ones():
+    start = untrained()
+    vocabulary, config = extend(start, {"vocabulary": ["new", WORDS[4]], "max_length": 5}, {})
+    assert vocabulary.words == [*WORDS, "new"]
+    assert (config.vocabulary_size, config.max_length) == (len(WORDS) + 1, CONFIG.max_length)
+    _, config = extend(start, {"vocabulary": WORDS[4:], "max_length": 11}, {"epochs": 3})
+    assert (config.vocabulary_size, config.max_length) == (len(WORDS), 11)
+    assert config.training == {"epochs": 3, "start": start.config.training}
 
 
 @EACH
 def test_without_new_words_and_training_it_says_the_same(config):
-    start, other = members_of(config, 2)
+    start, other = untrained(config), untrained(config, seed=1)
     features = random_features(20, config, seed=5)
     for before in (start, ensemble([start, other])):  # of which the first member is taken
         after = extended(before, WORDS)
-        for array, wanted in zip(
-            after.network.get_weights(), start.network.get_weights(), strict=True
-        ):
+        arrays = [captioner.decoder.network.get_weights() for captioner in (after, start)]
+        for array, wanted in zip(*arrays, strict=True):
             np.testing.assert_array_equal(array, wanted)
         assert after.decode(features, 3) == start.decode(features, 3)
 
 
 @EACH
-def test_old_words_keep_their_places_and_their_weights(config):
-    (start,) = members_of(config, 1)
-    after = extended(start, [*SPECIAL_TOKENS, NEW[0], WORDS[-1], NEW[1]])
-    assert after.vocabulary.words == [*WORDS, *NEW]
-    for layer in start.network.layers:
-        arrays = after.network.get_layer(layer.name).get_weights()
-        for array, wanted in zip(arrays, layer.get_weights(), strict=True):
-            np.testing.assert_array_equal(array[tuple(map(slice, wanted.shape))], wanted)
-            assert (array.shape == wanted.shape) == (layer.name not in ("embedding", "logits"))
-    (embedding,) = after.network.get_layer("embedding").get_weights()
-    kernel, _ = after.network.get_layer("logits").get_weights()
-    for fresh in (embedding[-2:], kernel[:, -2:]):
+def test_the_weights_of_new_words_are_random(config):
+    """Those of known words are their own: see test_decoders.py."""
+    decoder = extended(untrained(config), [WORDS[-1], *NEW]).decoder
+    for fresh in decoder.embedding.get_weights()[0][-2:], decoder.logits.get_weights()[0][:, -2:]:
         assert fresh.std() > 0.01
-    tokens = np.random.default_rng(0).integers(4, len(WORDS), (6, 5)).astype(np.int32)
-    logits = [c.network([random_features(6, config), tokens]).numpy() for c in (start, after)]
-    np.testing.assert_allclose(logits[1][..., :-2], logits[0], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("level", [-6, 0, 6])
 def test_new_words_are_as_probable_as_they_are_common(level):
     """Wherever training has left the logits, of which the softmax sees only the differences."""
-    (start,) = members_of(CONFIG, 1)
-    kernel, bias = start.network.get_layer("logits").get_weights()
-    start.network.get_layer("logits").set_weights([kernel, bias + level])
+    start = untrained()
+    kernel, bias = start.decoder.logits.get_weights()
+    start.decoder.logits.set_weights([kernel, bias + level])
     share = 1e-4
-    after = extended(start, NEW, np.full(len(WORDS) + len(NEW), np.log(share)))
-    kernel, bias = after.network.get_layer("logits").get_weights()
+    after = extended(start, NEW, np.full(len(WORDS) + len(NEW), np.log(share))).decoder
+    kernel, bias = after.logits.get_weights()
     kernel[:, -2:] = 0  # drawn at random, they are more and less probable than that
-    after.network.get_layer("logits").set_weights([kernel, bias])
+    after.logits.set_weights([kernel, bias])
     batches = random_batches(seed=None)
     features, tokens = batches.features[batches.rows], batches.ids[:, :-1]
     probabilities = keras.ops.softmax(after.network([features, tokens])).numpy()  # (B, T, V)
     means = probabilities[batches.ids[:, 1:] != PADDING].mean(axis=0)
     np.testing.assert_allclose(means[-2:], share, rtol=0.01)
+
+
+def test_the_old_network_reads_new_words_as_unknown():
+    """Where the offset is measured, on the new captions."""
+    decoder = untrained().decoder
+    offsets = []
+    for replaced in (UNKNOWN, len(WORDS), len(WORDS) + 1):
+        batches = random_batches(seed=None)
+        batches.ids[batches.ids == 4] = replaced
+        offsets.append(logit_offset(decoder, batches))
+    assert offsets[0] == offsets[1] == offsets[2]
 
 
 @pytest.mark.long
@@ -104,7 +102,7 @@ def test_through_the_script(small, tmp_path):
     options = ("--init_from", start, "--model_path", path)
     done = run_here("train.py", *data, *options, "--learning_rate", 1e-30)
     before, after = Captioner.load(start), Captioner.load(path)
-    assert f"start.h5: {len(before.vocabulary)} words known, 0 new" in done.stderr
+    assert f"{len(before.vocabulary):,} words known, 0 new" in done.stderr
     ours = dataclasses.replace(after.config, training={})
     assert ours == dataclasses.replace(before.config, training={})
     assert after.config.training["start"] == before.config.training
@@ -136,25 +134,28 @@ def test_through_the_script(small, tmp_path):
     assert Captioner.load(path).config.training["start"] == both
 
 
-@pytest.mark.parametrize("option", ["--init_from", "--finetune_cider"])
-def test_what_a_start_leaves_no_choice_of_is_refused(small, tmp_path, option):
+START = pytest.mark.parametrize(
+    "command", [("train.py", "--init_from"), ("finetune.py",)], ids=["train", "finetune"]
+)
+
+
+@START
+def test_what_a_start_leaves_no_choice_of_is_refused(command, tmp_path):
     start = tmp_path / "start.h5"
     start.write_bytes(b"trained")
-    other = "--init_from" if option == "--finetune_cider" else "--finetune_cider"
-    for more in (other, start), ("--units", 8), ("--decoder", "merge"), ("--dropout", 0):
-        assert f"{more[0]}: " in run_here("train.py", option, start, *more, code=2).stderr
+    for more in ("--units", 8), ("--decoder", "merge"), ("--dropout", 0):
+        assert more[0] in run_here(*command, start, *more, code=2).stderr.splitlines()[-1]
     same = tmp_path / "." / "start.h5"
-    done = run_here("train.py", option, start, "--model_path", same, code=1)
+    done = run_here(*command, start, "--model_path", same, code=1)
     assert "would be overwritten: name another file by --model_path" in done.stderr
     assert start.read_bytes() == b"trained"
 
 
-def test_other_features_are_refused(small, tmp_path):
-    config = dataclasses.replace(CONFIG, feature_size=12)
-    network = build_captioner(config, random_batches().log_frequencies())
-    Captioner(network, Vocabulary(WORDS), config).save(tmp_path / "other.h5")
-    options = ("--init_from", tmp_path / "other.h5", "--model_path", tmp_path / "m.h5")
-    done = run_here("train.py", "--data_dir", small / "data", *options, code=1)
+@START
+def test_other_features_are_refused(command, small, tmp_path):
+    untrained().save(tmp_path / "other.h5")
+    options = ("--data_dir", small / "data", "--model_path", tmp_path / "m.h5")
+    done = run_here(*command, tmp_path / "other.h5", *options, code=1)
     assert "the captioner takes pooled (12,). Run preprocess.py with" in done.stderr
     assert not (tmp_path / "m.h5").exists()
 

@@ -1,0 +1,216 @@
+"""What happens around the batches of a training: seeds, progress, samples, and the record of a run.
+
+Both training.fit and the loop of finetune.py use these callbacks.
+"""
+
+import csv
+import math
+import time
+from dataclasses import asdict, replace
+
+import keras
+import numpy as np
+
+from captioning import cli
+from captioning.checkpoint import load_checkpoint, save_checkpoint
+from captioning.decoder import Decoder
+from captioning.files import InputError, atomic_path, one_line
+from captioning.plots import draw_curves
+
+
+class SeedDropouts(keras.callbacks.Callback):
+    """Draws dropout from (seed, epoch), so that any epoch can be repeated."""
+
+    def __init__(self, decoder: Decoder, seed: int):
+        super().__init__()
+        self.decoder, self.seed = decoder, seed
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.decoder.seed_dropouts(self.seed, epoch)
+
+
+class Progress(keras.callbacks.Callback):
+    """A bar over the batches of each epoch."""
+
+    def __init__(self, batches: int, epochs: int):
+        super().__init__()
+        self.batches, self.epochs, self.bar = batches, epochs, None
+
+    def on_epoch_begin(self, epoch, logs=None):
+        title = f"epoch {epoch + 1}/{self.epochs}"
+        self.bar = cli.progress(self.batches, "batch", title, leave=False)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
+
+    def on_epoch_end(self, epoch, logs=None):
+        self.bar.close()
+
+
+class SampleCaptions(keras.callbacks.Callback):
+    """Prints, after each epoch, what the network now says of a few images, decoding greedily."""
+
+    def __init__(self, captioner, examples: dict[str, np.ndarray]):
+        super().__init__()
+        self.captioner, self.examples = captioner, examples
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.examples:
+            captions = self.captioner.caption_features(np.stack(list(self.examples.values())))
+            for image_id, caption in zip(self.examples, captions, strict=True):
+                print(f"    {one_line(image_id)}: {caption}", flush=True)
+
+
+class Recorder(keras.callbacks.Callback):
+    """Writes, after each epoch, all that must not be lost, and stops a training in time.
+
+    The best epoch, or the last, is kept in the model's file; beside it go the history, under the
+    same name with .csv, its curves (.png), and the checkpoint (.checkpoint.npz). Keras' own
+    callbacks for this forget on a resume which epoch was the best and how long ago it was.
+
+    Used as a context around the training: leaving it draws the curves, also on Ctrl-C.
+
+    Attributes:
+        rows: the history, a dict for each finished epoch. The best epoch, and whether to stop,
+            follow from it.
+    """
+
+    def __init__(self, captioner, options, measure: str = "loss"):
+        """Take what is trained, its network compiled, and resume it if that is wanted.
+
+        Args:
+            captioner: a `model.Captioner`.
+            options: a `training.Options`.
+            measure: of an epoch, as it is called in Keras' logs: "loss", or "cider", of which
+                more is better.
+
+        Raises:
+            InputError: the run cannot be resumed.
+        """
+        super().__init__()
+        self.captioner, self.options, self.measure = captioner, options, measure
+        self.checkpoint = options.model_path.with_suffix(".checkpoint.npz")
+        self.rows: list[dict] = []
+        self.diverged = False
+        self.started = time.perf_counter()
+        self._resume()
+
+    def callbacks(self, batches: int, examples: dict[str, np.ndarray]) -> list:
+        """All callbacks of a training of `batches` batches an epoch, this one among them."""
+        options = self.options
+        callbacks = [
+            SeedDropouts(self.captioner.decoder, options.seed),
+            Progress(batches, options.epochs),
+            self,
+            SampleCaptions(self.captioner, examples),
+            keras.callbacks.TerminateOnNaN(),
+        ]
+        if options.tensorboard is not None:
+            callbacks.append(keras.callbacks.TensorBoard(options.tensorboard, write_graph=False))
+        return callbacks
+
+    def best(self) -> dict:
+        """The row of the epoch that is kept: the best by the dev measure, or the last."""
+        dev = f"dev_{self.measure}"
+        if self.options.patience is None or self.rows[-1][dev] is None:
+            return self.rows[-1]
+        best = max if self.measure == "cider" else min
+        return best(self.rows, key=lambda row: row[dev])
+
+    def should_stop(self) -> bool:
+        """Whether all epochs are done, or too many since the best one."""
+        if not self.rows:
+            return False
+        waited = len(self.rows) - self.best()["epoch"]
+        epochs, patience = self.options.epochs, self.options.patience
+        return len(self.rows) >= epochs or waited >= (patience or epochs)
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the model when it is the best, the history, and then the checkpoint."""
+        if not all(map(math.isfinite, logs.values())):
+            self.diverged = self.model.stop_training = True
+            return
+        train, dev = logs[self.measure], logs.get(f"val_{self.measure}")
+        row = {
+            "epoch": epoch + 1,
+            f"train_{self.measure}": train,
+            f"dev_{self.measure}": dev,
+            "seconds": time.perf_counter() - self.started,
+        }
+        self.rows.append(row)
+        saved = self.best() is row
+        if len(self.rows) == 1:  # an earlier run's does not fit the model's file from here on
+            self.checkpoint.unlink(missing_ok=True)
+        if saved:
+            self._save_model(row)
+        self._write_history()
+        # Last: an epoch counts as finished when all of it is on the disk.
+        save_checkpoint(self.checkpoint, self.model, asdict(self.captioner.config), self.rows)
+        on_dev = "" if dev is None else f"  dev {self.measure} {dev:.4f}"
+        print(
+            f"epoch {epoch + 1}/{self.options.epochs}  train {self.measure} {train:.4f}{on_dev}  "
+            f"{row['seconds']:.1f} s{'  saved' if saved else ''}",
+            flush=True,
+        )
+        if self.should_stop():
+            self.model.stop_training = True
+
+    def __enter__(self) -> "Recorder":
+        return self
+
+    def __exit__(self, kind, error, traceback) -> None:
+        """Draw the curves and say where everything is; Ctrl-C keeps what is finished."""
+        path = self.options.model_path
+        if not self.rows or not path.is_file():
+            cli.log("no epoch was finished: no model was written.")
+        else:
+            history, curves = path.with_suffix(".csv"), path.with_suffix(".png")
+            draw_curves(self.rows, self.measure, self.best(), curves)
+            print(f"kept epoch {self.best()['epoch']} in {path}; history in {history} and {curves}")
+            print(f"next: python generate_caption.py --image_path x.jpg --model_path {path}")
+        if self.diverged and error is None:
+            raise InputError(
+                "the loss is no longer a number: lower --learning_rate and train again."
+            )
+
+    # -- files -------------------------------------------------------------------------------------
+
+    def _save_model(self, row: dict) -> None:
+        """Write the model, its epoch and its measures in the training record."""
+        record = {name: value for name, value in row.items() if name != "seconds"}
+        config = self.captioner.config
+        config = replace(config, training=config.training | {"kept": record})
+        kept = type(self.captioner)(self.captioner.decoder, self.captioner.vocabulary, config)
+        kept.save(self.options.model_path)
+
+    def _write_history(self) -> None:
+        """Write the measures of all epochs so far as a CSV file."""
+        with (
+            atomic_path(self.options.model_path.with_suffix(".csv")) as path,
+            path.open("w", newline="") as file,
+        ):
+            writer = csv.DictWriter(file, self.rows[0])
+            writer.writeheader()
+            writer.writerows(self.rows)
+
+    def _resume(self) -> None:
+        """Continue from the checkpoint, or say that there is one."""
+        if not self.checkpoint.is_file():
+            if self.options.resume:
+                cli.log(f"{self.checkpoint} is not there: starting with the first epoch.")
+            return
+        if not self.options.resume:
+            cli.log(f"starting anew; --resume would continue from {self.checkpoint}.")
+            return
+        network, config = self.captioner.decoder.network, asdict(self.captioner.config)
+        self.rows = load_checkpoint(self.checkpoint, network, config)
+        path = self.options.model_path
+        if not path.is_file():
+            raise InputError(
+                f"{path} is gone, and with it the epoch that was kept. Train without --resume."
+            )
+        left = "nothing is left to do" if self.should_stop() else "continuing after them"
+        cli.log(f"epochs finished: {len(self.rows)}; {left}.")
