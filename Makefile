@@ -2,7 +2,8 @@
 # make test       the tests, in minutes                make test-long   those that take longer
 # make app        a page in the browser to try a captioner on
 # make bench      speed beside what else there is, a quarter of an hour
-# make lint       ruff, lint and format                make clean       remove what these made
+# make pictures   those of README.md and docs/         make lint        ruff, lint and format
+# make clean      remove what these made
 
 SHELL := /bin/bash
 CHECK := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
@@ -12,7 +13,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 BIN := .venv/bin
 DEMO := demo
 
-.PHONY: demo app test test-long bench lint clean
+.PHONY: demo app test test-long bench pictures lint clean
 
 .venv/bin/python:
 	@if ! $(or $(PYTHON),false) -c '$(CHECK)' 2>/dev/null; then \
@@ -68,6 +69,13 @@ test-long: .venv/installed-dev
 
 bench: .venv/installed .venv/torch/installed
 	$(BIN)/python benchmarks/speed.py --torch_python .venv/torch/bin/python
+
+# The pictures that README.md and docs/ show; needs Chromium and ChromeDriver.
+SHOWN := cold_water donna grand_canyon_2 camera spiff skagen
+pictures: .venv/installed-dev
+	$(BIN)/python generate_caption.py --image_path $(SHOWN:%=data/examples/%.jpg) --beam_size 3 \
+		--model_path models/flickr8k_captioner.h5 --save_figure docs/captions.png
+	$(BIN)/python docs/screenshot.py
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
+from captioning.captions import LENGTH_PENALTY
 from captioning.files import ROOT, InputError, one_line
 from captioning.images import load_image
 
@@ -181,7 +182,7 @@ def build_page(captioner):
                 gr.Examples([str(path) for path in EXAMPLES], photo, api_visibility="private")
             with gr.Column(scale=3):
                 outputs = [
-                    gr.Label(label="Captions, by their share of the probability of those shown"),
+                    gr.Label(label="Captions, by their share of the beam's ranking (softmax)"),
                     gr.HighlightedText(label="Words of the best, by how probable each was"),
                     gr.Gallery(label="Where each word looked", columns=6, visible=has_attention),
                 ]
@@ -217,9 +218,15 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
 
 
 def shares(description: dict) -> dict[str, float]:
-    """Each caption's share of the probability of all that are shown."""
-    total = sum(entry["probability"] for entry in description["captions"]) or 1.0
-    return {entry["caption"]: entry["probability"] / total for entry in description["captions"]}
+    """Softmax of the captions' ranking scores: their order is that of the beam."""
+    scores = {
+        entry["caption"]: entry["log_probability"]
+        / (len(entry["caption"].split()) + 1) ** LENGTH_PENALTY  # with the <end>
+        for entry in description["captions"]
+    }
+    best = max(scores.values())
+    total = sum(math.exp(score - best) for score in scores.values())
+    return {caption: math.exp(score - best) / total for caption, score in scores.items()}
 
 
 def scored_words(description: dict) -> list[tuple[str, float]]:

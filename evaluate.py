@@ -1,7 +1,6 @@
 """Score a model on a split by the standard protocol, with baselines."""
 
 import argparse
-import hashlib
 import json
 import time
 from importlib.metadata import version
@@ -12,7 +11,7 @@ import numpy as np
 from captioning import cli
 from captioning.captions import SPLITS, load_captions
 from captioning.features import load_features
-from captioning.files import InputError, atomic_path
+from captioning.files import InputError, atomic_path, sha256
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
@@ -83,7 +82,7 @@ def main() -> None:
         "decoding": {"beam_size": args.beam_size, "length_penalty": args.length_penalty},
         "decoding_seconds": round(seconds, 3),
         "encoder": captioner.config.encoder,
-        "model_sha256": hashlib.sha256(model_path.read_bytes()).hexdigest(),
+        "model_sha256": sha256(model_path),
         "versions": {name: version(name) for name in ("pycocoevalcap", "tensorflow", "numpy")},
     }
     write_results(args.output_dir, captions, results)

@@ -117,7 +117,7 @@ def finetune(
         captioner: from `prepare_for_scst`; trained in place.
         features: (N, …), may be memory-mapped.
         train: row of `features` -> human captions, tokenized.
-        dev: the same of the dev split, whose CIDEr decides; may be empty.
+        dev: the same of the dev split; may be empty.
         batch_size: P, photos per step.
         options: a `training.Options`.
         examples: as for `training.fit`.
@@ -140,24 +140,19 @@ def finetune(
     if dev:
         cli.log(f"before fine-tuning: dev cider {before:.4f}")
 
-    network = captioner.decoder.network
+    network, rows = captioner.decoder.network, np.array(list(train))
     recorder = Recorder(captioner, options, measure="cider")
-    callbacks = recorder.callbacks(steps, examples or {})
-    callbacks = keras.callbacks.CallbackList(callbacks, model=network)
+    callbacks = keras.callbacks.CallbackList(
+        recorder.callbacks(steps, examples or {}), model=network
+    )
     network.stop_training = recorder.should_stop()
-    rows = np.array(list(train))
     with recorder:
         callbacks.on_train_begin()
         for epoch in range(len(recorder.rows), options.epochs):
             if network.stop_training:
                 break
             callbacks.on_epoch_begin(epoch)
-            order = np.random.default_rng((options.seed, epoch)).permutation(len(train))
-            order = np.resize(order, (steps, batch_size))  # the last batch filled up
-            batches = (
-                (photos, features[rows[photos]], (options.seed, epoch, step))
-                for step, photos in enumerate(order)
-            )
+            batches = draw_batches(features, rows, batch_size, options.seed, epoch)
             logs = train_epoch(captioner, batches, sample, scorer, callbacks)
             callbacks.on_epoch_end(epoch, logs | ({"val_cider": dev_cider()} if dev else {}))
         callbacks.on_train_end()
@@ -166,14 +161,24 @@ def finetune(
     return recorder
 
 
+def draw_batches(features: np.ndarray, rows: np.ndarray, batch_size: int, seed: int, epoch: int):
+    """All photos in an order of (seed, epoch): yields their positions in `rows` (P,), their
+    features (P, …), and the batch's own seed. The last batch is filled up with the first photos.
+    """
+    order = np.random.default_rng((seed, epoch)).permutation(len(rows))
+    order = np.resize(order, (-(-len(rows) // batch_size), batch_size))
+    for step, photos in enumerate(order):
+        yield photos, features[rows[photos]], (seed, epoch, step)
+
+
 def train_epoch(captioner, batches, sample, scorer, callbacks) -> dict[str, float]:
     """Sample, reward, baseline, update, once for each batch.
 
     Args:
         captioner: its network is compiled.
-        batches: of photos (P,) by their position in `scorer`, features (P, …), seed.
+        batches: from `draw_batches`.
         sample: from `sampler`.
-        scorer: a `scoring.CiderD` of the training photos.
+        scorer: a `scoring.CiderD` of the training photos, by the same positions.
         callbacks: told of each batch.
 
     Returns:

@@ -1,7 +1,6 @@
 """Caption photos with a trained model."""
 
 import argparse
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.files import InputError
+from captioning.files import InputError, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, OutputFile, Sidecars, Stream
 
@@ -115,7 +114,7 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
     names = ("weights", "beam_size", "length_penalty")
     settings = {name: getattr(args, name) for name in names}
     if args.model_path.is_file():
-        settings["model"] = hashlib.sha256(args.model_path.read_bytes()).hexdigest()
+        settings["model"] = sha256(args.model_path)
     return OutputFile(args.output, args.format, args.num_captions, settings)
 
 

@@ -22,7 +22,7 @@ from captioning.captions import (
 )
 from captioning.encoders import ENCODERS, KINDS
 from captioning.features import extract_features, load_features, shard_files
-from captioning.files import InputError, is_file, one_line, save_pickle
+from captioning.files import InputError, is_file, one_line, save_pickle, sha256
 from captioning.images import list_images
 
 DESCRIPTION = """\
@@ -237,7 +237,7 @@ def settings(args, captions_file: Path, source: str) -> dict:
     names = ("min_word_count", "captions_per_image", "limit", "seed")
     return {
         "captions_file": captions_file.name,
-        "captions_sha256": hashlib.sha256(captions_file.read_bytes()).hexdigest(),
+        "captions_sha256": sha256(captions_file),
         "splits": source,
         **{name: getattr(args, name) for name in names},
     }

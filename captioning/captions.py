@@ -54,11 +54,17 @@ def tokenize(caption: str) -> list[str]:
 def _split_word(word: str) -> tuple[str, ...]:
     if word in POSSESSIVES:  # already split off, as in Flickr8k's "dog 's"
         return ("'s",)
-    places = [place for place, character in enumerate(word) if _is_word_character(character)]
-    if not places:
-        return ()
-    word = word[places[0] : places[-1] + 1]
-    return (*_split_word(word[:-2]), "'s") if word.endswith(POSSESSIVES) else (word,)
+    start, end, possessives = 0, len(word), 0
+    while start < end and not _is_word_character(word[start]):
+        start += 1
+    while True:
+        while end > start and not _is_word_character(word[end - 1]):
+            end -= 1
+        if not word.endswith(POSSESSIVES, start, end):
+            break
+        end, possessives = end - 2, possessives + 1
+    rest = (word[start:end],) if start < end else ()
+    return (*rest, *["'s"] * possessives)
 
 
 def _is_word_character(character: str) -> bool:

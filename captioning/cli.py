@@ -148,11 +148,12 @@ def log(message: str) -> None:
 
 def progress(total: int, unit: str, title: str | None = None, leave: bool = True) -> tqdm:
     """A tqdm bar with rate and remaining time; without a terminal, a plain line now and then."""
+    options = {"total": total, "unit": unit, "unit_scale": unit == "B"}
     if sys.stderr.isatty():
-        return tqdm(total=total, unit=unit, desc=title, leave=leave, dynamic_ncols=True)
+        return tqdm(desc=title, leave=leave, dynamic_ncols=True, **options)
     plain = "{desc}: {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}]\n"
-    pause = {"mininterval": 30, "delay": 30}  # seconds; short work shows no line at all
-    return tqdm(total=total, unit=unit, desc=title or unit, bar_format=plain, **pause)
+    # Seconds; short work shows no line at all.
+    return tqdm(desc=title or unit, bar_format=plain, mininterval=30, delay=30, **options)
 
 
 def load_tensorflow() -> None:

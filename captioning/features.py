@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import joblib
 import numpy as np
 
 from captioning import cli
@@ -162,6 +161,8 @@ def parallel_shards(
     Raises:
         InputError: no cluster answers, or its workers lack something or keep dying.
     """
+    import joblib
+
     weights = encoder.weights
     if weights not in ("imagenet", "random"):
         weights = str(Path(weights).absolute())
@@ -199,6 +200,8 @@ def _cluster(address: str | None) -> Iterator[None]:
         raise InputError(
             f"no Dask scheduler answers at {address}. Start one: dask scheduler"
         ) from error
+    import joblib
+
     with client, joblib.parallel_config("dask", client=client):
         start = f"PYTHONPATH={ROOT} dask worker {address} --nthreads 1"
         try:

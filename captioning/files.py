@@ -2,14 +2,13 @@
 
 import contextlib
 import functools
+import hashlib
 import os
 import secrets
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import joblib
 
 ROOT = Path(__file__).resolve().parent.parent  # of the repository
 ABANDONED = 3600  # seconds without a change after which a temporary file is a killed run's
@@ -31,6 +30,12 @@ def one_line(text: object, limit: int = 300) -> str:
     """
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
     return text if len(text) <= limit else text[:limit] + "…"
+
+
+def sha256(path: str | Path) -> str:
+    """The hash of a file's content, as hexadecimal digits."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager
@@ -78,6 +83,8 @@ def _remove_abandoned(folder: Path) -> None:
 
 def save_pickle(value: dict, path: str | Path) -> None:
     """Write `value` with joblib, uncompressed, so that its arrays can be memory-mapped."""
+    import joblib  # here, for it takes longer than the rest of --help
+
     with atomic_path(path) as temporary:
         joblib.dump(value, temporary)
 
@@ -95,6 +102,8 @@ def load_pickle(path: Path, fields: dict[str, type]) -> dict:
     Raises:
         InputError: the file is missing, or not what preprocess.py writes.
     """
+    import joblib
+
     if not is_file(path):
         raise InputError(f"{path} is missing. Run preprocess.py first, or name its folder.")
     try:

@@ -72,11 +72,10 @@ def image_to_pixels(image: Image.Image) -> np.ndarray:
 def _decode(image: Image.Image) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip it, not scale it
-        grey = np.array(image, np.float32)
-        grey *= 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
-        image = Image.fromarray(
-            np.nan_to_num(grey, copy=False).clip(0, 255, out=grey).astype(np.uint8)
-        )
+        grey = np.nan_to_num(np.array(image, np.float32), copy=False)
+        scale = 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
+        grey.clip(0, 255 / scale, out=grey)  # before scaling: the largest floats would overflow
+        image = Image.fromarray((grey * scale).astype(np.uint8))
     if image.has_transparency_data:  # what is transparent is seen on white
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)

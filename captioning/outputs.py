@@ -95,7 +95,7 @@ class OutputFile:
         """
         for path in (self.path, self.partial):
             if path.exists() and not (resume and path == self.partial):
-                fix = "It is finished: remove it" if path == self.path else "Continue by --resume"
+                fix = "Continue by --resume" if path == self.partial else "It is never replaced"
                 raise InputError(f"{one_line(path)} is there already. {fix}, or name another file.")
         done = self._read_back() if self.partial.exists() else set()
         return [os.fspath(photo) not in done for photo in photos]

@@ -11,12 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from captioning.batches import CaptionBatches
 from captioning.captions import SPECIAL_TOKENS, Vocabulary
@@ -194,3 +196,14 @@ def share_right(captions: list[str], truths: list[str]) -> float:
 
     pairs = zip(captions, truths, strict=True)
     return float(np.mean([colour_and_shape(c) == colour_and_shape(t) for c, t in pairs]))
+
+
+def colours_of(path: str | Path) -> Counter:
+    """How many pixels of a picture have each colour."""
+    with Image.open(path) as picture:
+        return Counter({c: n for n, c in picture.convert("RGB").getcolors(1 << 24)})
+
+
+def shows(picture: str | Path, photo: str | Path) -> bool:
+    """Whether the most frequent colour of a drawn scene fills a part of the picture."""
+    return colours_of(picture)[colours_of(photo).most_common(1)[0][0]] > 1000  # pixels

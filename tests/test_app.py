@@ -86,9 +86,18 @@ def test_what_the_page_shows_of_a_description():
         {"word": word, "probability": p, "attention": grid.tolist()}
         for word, p, grid in zip(["a", "dog"], [0.25, 0.5], grids, strict=True)
     ]
-    captions = [{"caption": "a dog", "probability": 0.3}, {"caption": "a", "probability": 0.1}]
+    # By the beam's ranking the longer caption is the better one, though the less probable.
+    captions = [
+        {"caption": "a dog", "log_probability": -1500.0},
+        {"caption": "a", "log_probability": -1400.0},
+    ]
     description = {"captions": captions, "words": words}
-    assert app.shares(description) == pytest.approx({"a dog": 0.75, "a": 0.25})
+    assert app.shares(description) == pytest.approx({"a dog": 1.0, "a": 0.0})
+    captions[0]["log_probability"], captions[1]["log_probability"] = 0.0, -(2**0.8)
+    odds = np.exp(1)
+    assert app.shares(description) == pytest.approx(
+        {"a dog": odds / (1 + odds), "a": 1 / (1 + odds)}
+    )
     assert app.scored_words(description) == [("a 25%", 0.25), ("dog 50%", 0.5)]
 
     pixels = np.full((224, 224, 3), 200, np.uint8)
@@ -244,20 +253,15 @@ def test_uploads_are_gone_when_it_is_stopped(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def section() -> str:
-    """The README's on the page."""
-    return (ROOT / "README.md").read_text().split("## A page to try it on\n")[1].split("\n## ")[0]
-
-
 @pytest.mark.long
 @pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
-def test_the_readme_s_lines_for_programs(page, said, tmp_path):
+def test_the_lines_for_programs_in_docs_page(page, said, tmp_path):
     shutil.copy(EXAMPLES / "coffee.jpg", tmp_path / "x.jpg")
-    blocks = re.findall(r"```(bash|python)\n(.*?)```", section(), re.S)
-    assert [language for language, _ in blocks] == ["bash", "python"]
-    for language, text in blocks:
-        text = text.replace("http://127.0.0.1:7860", page)
-        command = {"bash": ["bash", "-euc", text], "python": [sys.executable, "-c", text]}[language]
+    text = (ROOT / "docs" / "page.md").read_text().replace("http://127.0.0.1:7860", page)
+    blocks = re.findall(r"```(bash|python)\n(.*?)```", text, re.S)
+    assert {language for language, _ in blocks} == {"bash", "python"}
+    for language, code in blocks:
+        command = {"bash": ["bash", "-euc", code], "python": [sys.executable, "-c", code]}[language]
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         assert said["coffee.jpg"] in done.stdout

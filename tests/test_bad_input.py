@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import PeakMemory, run_here, run_script
+from helpers import PeakMemory, run_here, run_script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from captioning import captions
 from captioning.captions import read_captions, read_split_lists, tokenize
-from captioning.encoders import IMAGE_SIZE, try_load_image
 from captioning.files import InputError, one_line
+from captioning.images import IMAGE_SIZE, try_load_image
 
 LARGEST = 1_000  # MB that reading one image may take
 SKIPPED, READ = "not a readable image (", ""
@@ -68,10 +68,7 @@ IMAGES = {  # name -> content, and what it must get
     "turned.jpg": (turned(), READ),
     "palette.png": (saved("PNG", photo("P")), READ),
     "alpha.png": (saved("PNG", photo("RGBA")), READ),
-    "grey16.png": (
-        saved("PNG", Image.new("I;16", (9, 9), 40_000)),
-        READ,
-    ),
+    "grey16.png": (saved("PNG", Image.new("I;16", (9, 9), 40_000)), READ),
     "one.png": (saved("PNG", photo(size=(1, 1))), READ),
     "thin.png": (saved("PNG", photo(size=(3000, 1))), READ),
     "moving.gif": (
@@ -184,9 +181,12 @@ def test_the_largest_images_take_bounded_memory(tmp_path, form, mode, size, opti
 
 LONG = 10**6
 CAPTION_FILES = {  # name -> content, and what the error must say; None: it is read
-    "columns": (b"a.jpg,one,two\n", "3 columns"),
-    "one column": (b"a.jpg\nb.jpg\n", "1 columns"),
-    "unclosed quotes": (b'a.jpg,"a dog\nb.jpg,a cat\n', "Mend the line's quotes"),
+    "empty": (b"", "holds no captions"),
+    "header alone": (b"image,caption\n", "holds no captions"),
+    "columns": (b"a.jpg,one,two\n", ":1: 3 columns.*double quotes"),
+    "one column": (b"a.jpg,a dog\nb.jpg\n", ":2: 1 columns"),
+    "no tab": (b"a.jpg#0\ta dog\nb.jpg a man\n", ":2: not of the form"),
+    "unclosed quotes": (b'a.jpg,"a dog\nb.jpg,a cat\n', ":2: .*Mend the line's quotes"),
     "nul bytes": (b"a.jpg,a\0dog\nb.jpg,cat\0\n", None),
     "nul in the name": (b"a\0.jpg,a dog\n", "not a file name"),
     "utf-16": ("a.jpg,a dog\n".encode("utf-16"), "not UTF-8"),
@@ -200,12 +200,15 @@ CAPTION_FILES = {  # name -> content, and what the error must say; None: it is r
     "a million marks": (b"a.jpg#0\t" + b"#0\t" * LONG, "has 1000000 words"),
     "hashes": (b"#" * LONG, "1 columns|field limit"),
     "a long name": (b"a" * 100_000 + b".jpg,a dog", None),
-    "empty caption": (b"a.jpg,a dog\nb.jpg,  \n", "is empty"),
+    "empty caption": (b"a.jpg,a dog\nb.jpg,  \n", ":2: the caption of b.jpg is empty"),
+    "punctuation": (b"a.jpg,a dog\nb.jpg, ...\n", ":2: the caption of b.jpg is empty"),
     "up": (b"../a.jpg,a dog\n", "not a file name inside"),
     "up in the middle": (b"a/../../b.jpg,a dog\n", "not a file name inside"),
     "up, backslashes": (b"..\\a.jpg,a dog\n", "not a file name inside"),
     "absolute": (b"/etc/passwd.jpg,a dog\n", "not a file name inside"),
     "deep json": (b"{" + b'"a":[' * 100_000, "not a Karpathy"),
+    "cut json": (b'{"images": ', "not a Karpathy"),
+    "json without captions": (b'{"images": [{"filename": "a.jpg"}]}', "not a Karpathy"),
     "json of numbers": (b'{"images": [1, 2]}', "not a Karpathy"),
     "json, names of numbers": (
         b'{"images": [{"filename": 5, "split": "train", "sentences": [{"raw": 7}]}]}',

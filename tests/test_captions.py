@@ -89,32 +89,6 @@ def test_karpathy_json_brings_its_splits(tmp_path):
     assert splits == {"train": ["a.jpg", "b.jpg"], "dev": ["val2014/c.jpg"], "test": []}
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        (b"", "holds no captions"),
-        (b"image,caption\n", "holds no captions"),
-        (b"a.jpg,A dog, brown\n", ":1: 3 columns.*double quotes"),
-        (b"a.jpg,A dog\nb.jpg\n", ":2: 1 columns"),
-        (b"a.jpg,A dog\nb.jpg,\n", ":2: the caption of b.jpg is empty"),
-        (b"a.jpg,A dog\nb.jpg, ...\n", ":2: the caption of b.jpg is empty"),
-        (b'a.jpg,"A dog\n', ":1: unexpected end of data"),
-        (b"a.jpg#0\tA dog\nb.jpg A man\n", ":2: not of the form"),
-        (b"a.jpg,caf\xe9\n", "not UTF-8"),
-        (b"../a.jpg,A dog\n", "not a file name inside"),
-        (b"/etc/a.jpg,A dog\n", "not a file name inside"),
-        (b"a.jpg," + b"x" * 200_000, "field larger than field limit"),
-        (b'{"images": [{"filename": "a.jpg"}]}', "not a Karpathy split file"),
-        (b'{"images": ', "not a Karpathy split file"),
-    ],
-)
-def test_bad_caption_files_name_line_and_fix(tmp_path, text, message):
-    path = tmp_path / "captions.txt"
-    path.write_bytes(text)
-    with pytest.raises(InputError, match=message):
-        read_captions(path)
-
-
 def test_split_lists(tmp_path):
     captions = {name: ["a"] for name in ("a.jpg", "b.jpg", "c.jpg")}
     assert read_split_lists(tmp_path) is None
@@ -138,41 +112,6 @@ def test_random_splits_are_seeded_disjoint_and_by_image():
     assert random_splits(reversed(names), seed=3) == splits != random_splits(names, seed=4)
     with pytest.raises(InputError, match="too few"):
         random_splits(names[:2], seed=0)
-
-
-def keras_words(text: str) -> list[str]:
-    """Words as Keras' old Tokenizer counts them: these characters are blanks, lower case."""
-    blanks = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n', " "))
-    return text.lower().translate(blanks).split()
-
-
-def last_lines(path) -> dict[str, str]:
-    """The last caption of each image, as it stands in a Kaggle file."""
-    import csv
-
-    with path.open(newline="") as file:
-        rows = list(csv.reader(file))
-    return dict(rows[1:])
-
-
-def test_where_the_original_figures_come_from(flickr8k):
-    """4,426 words and 38 tokens: the last caption of each image, and the header as a caption."""
-    lines = last_lines(flickr8k / "captions.txt")
-    words = {word for line in lines.values() for word in keras_words(line)}
-    assert len(lines) == 8091
-    assert len(words) == 4424  # 4,425 with the id of the padding
-    assert len(words | set(keras_words("caption"))) + 1 == 4426  # the header counted as a caption
-    assert max(len(line.split()) for line in lines.values()) == 38
-
-
-def test_last_captions_of_the_sample_set(demo):
-    """The twin of the test above: the fifth caption of every scene has its own form."""
-    lines = last_lines(demo / "dataset" / "captions.txt")
-    assert len(lines) == 720
-    assert all(line.count(",") == 2 for line in lines.values())
-    assert max(len(keras_words(line)) for line in lines.values()) == 6
-    captions, _ = read_captions(demo / "dataset" / "captions.txt")
-    assert (len(captions), sum(map(len, captions.values()))) == (720, 3600)
 
 
 def test_flickr8k_facts(flickr8k):

@@ -162,11 +162,11 @@ def test_vgg16_weights_that_do_not_fit(vgg16, tmp_path):
         Encoder("vgg16", str(tmp_path / "text.h5"))
 
 
-def test_a_failed_download_says_what_to_do(demo, tmp_path):
+def test_a_failed_download_says_what_to_do(small, tmp_path):
     """A proxy that is not there stands for a missing network."""
     nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "keras")}
     done = run_script(
-        *("preprocess.py", "--dataset_dir", demo / "dataset", "--output_dir", tmp_path / "data"),
+        *("preprocess.py", "--dataset_dir", small / "dataset", "--output_dir", tmp_path / "data"),
         code=1,
         env=os.environ | nowhere,
     )

@@ -73,7 +73,7 @@ def mutate(content: bytes, draw: random.Random) -> bytes:
     return bytes(content)
 
 
-@pytest.mark.filterwarnings("ignore::Warning:PIL")
+@pytest.mark.filterwarnings("error", "ignore:::PIL")  # as in the scripts
 @pytest.mark.parametrize(
     ("read", "valid", "count"),
     [(read_captions, CAPTIONS, INPUTS), (load_image, images(), INPUTS // 2)],

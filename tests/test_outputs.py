@@ -225,10 +225,13 @@ def test_a_stopped_run_is_continued_and_a_finished_file_stays(
         done = generate(photos, *options, code=130)
     assert "--resume continues" in done.stderr
     shutil.copy(partial_of(path), tmp_path / "stopped")
-    done = generate(photos, *options, "--resume", "--length_penalty", 0, code=1)
-    assert "other options" in done.stderr
-    assert partial_of(path).read_bytes() == (tmp_path / "stopped").read_bytes()
-    done = generate(photos, *options, "--resume")
+    (tmp_path / "other.h5").touch()
+    for other in (("--length_penalty", 0), ("--model_path", tmp_path / "other.h5")):
+        done = generate(photos, *options, "--resume", *other, code=1)
+        assert "other options" in done.stderr
+        assert partial_of(path).read_bytes() == (tmp_path / "stopped").read_bytes()
+    same = shutil.copy(INCLUDED, tmp_path / "same.h5")
+    done = generate(photos, *options, "--resume", "--model_path", same)
     assert "5 of 9 are captioned already" in done.stderr
     assert "3 captioned, 1 skipped" in done.stderr
     assert path.read_bytes() == content
@@ -300,10 +303,12 @@ def test_memory_does_not_grow_with_the_captions(form, generate, tmp_path, monkey
     monkeypatch.setattr(Captioner, "load", lambda *_: Talkative())
     for number in range(400):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
-    generate(tmp_path, "--format", form, "--output", tmp_path / "warm")
+    (tmp_path / "m.h5").touch()
+    options = ("--model_path", tmp_path / "m.h5", "--format", form)
+    generate(tmp_path, *options, "--output", tmp_path / "warm")
     tracemalloc.start()
     try:
-        generate(tmp_path, "--format", form, "--output", tmp_path / "file")
+        generate(tmp_path, *options, "--output", tmp_path / "file")
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

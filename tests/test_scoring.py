@@ -8,13 +8,14 @@ from math import exp, sqrt
 import joblib
 import numpy as np
 import pytest
-from conftest import run_here, run_script
-from PIL import Image
+from helpers import ROOT, run_here, run_script, shows
 
-from captioning.captions import tokenize
-from captioning.cli import LENGTH_PENALTY
+from captioning.batches import CaptionBatches, caption_rows
+from captioning.captions import LENGTH_PENALTY, tokenize
+from captioning.cli import INCLUDED
 from captioning.files import InputError
 from captioning.scoring import Scorer, constant_caption
+from captioning.training import loss_per_token
 from evaluate import score_rows
 
 CANDIDATES = {"a.jpg": "a dog runs fast", "b.jpg": "a man sits down"}
@@ -170,12 +171,10 @@ def test_evaluate_writes_comparable_results(demo, captioner, tmp_path):
     # Scored again from what was written, by the scorers themselves.
     from pycocoevalcap.cider.cider import Cider
 
-    from captioning.batches import CaptionBatches, caption_rows
-    from captioning.training import loss_per_token
-
     said = {line["image_id"]: [line["caption"]] for line in captions}
     truth = {image_id: text["captions"][image_id] for image_id in said}
-    assert scores["model"]["CIDEr"] == pytest.approx(Cider().compute_score(truth, said)[0])
+    cider, each = Cider().compute_score(truth, said)
+    assert scores["model"]["CIDEr"] == pytest.approx(cider)
     assert scores["model"]["CIDEr"] > 2 * scores["shuffled"]["CIDEr"]
     assert scores["model"]["BLEU-4"] > scores["constant"]["BLEU-4"]
     assert scores["protocol"]["decoding"] == {"beam_size": 3, "length_penalty": LENGTH_PENALTY}
@@ -183,13 +182,15 @@ def test_evaluate_writes_comparable_results(demo, captioner, tmp_path):
     assert len(scores["protocol"]["model_sha256"]) == 64
     for row in ("model", "constant", "shuffled", "human"):
         assert row in done.stdout
-    assert Image.open(tmp_path / "results" / "gallery.png").width > 500
+    for chosen in (each.argmax(), each.argmin()):
+        photo = demo / "dataset" / "Images" / list(said)[chosen]
+        assert shows(tmp_path / "results" / "gallery.png", photo)
     with (demo / "models" / "caption_model.csv").open() as file:
         best = min(float(row["dev_loss"]) for row in csv.DictReader(file))
     features = joblib.load(demo / "data" / "features.pkl")
-    pairs = caption_rows("dev", text["captions"], text["splits"], features["image_ids"])
+    pairs = caption_rows("dev", text, features)
     dev = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
-    assert loss_per_token(captioner.network, dev) == pytest.approx(best, rel=1e-4)
+    assert loss_per_token(captioner.decoder.network, dev) == pytest.approx(best, rel=1e-4)
 
 
 def test_evaluate_refuses_what_cannot_be_compared(demo, tmp_path):
@@ -212,6 +213,13 @@ def test_evaluate_refuses_what_cannot_be_compared(demo, tmp_path):
     assert "the features are of vgg16" in error(lambda f: {"encoder": "vgg16"}, same)
     lost = error(lambda f: {"image_ids": ["x"] * len(f["image_ids"])}, same)
     assert "has no features" in lost
+
+
+def test_without_a_name_the_included_captioner_is_scored(small, tmp_path):
+    """Which takes other features than these."""
+    done = run_script(ROOT / "evaluate.py", "--data_dir", small / "data", code=1, cwd=tmp_path)
+    assert done.stderr.startswith(f"captions by {INCLUDED} (included)\nerror: the features are")
+    assert "--features layers" in done.stderr
 
 
 def test_generate_n_best(demo):
