@@ -64,7 +64,7 @@ def main() -> None:
     from model import Captioner
 
     captioner = Captioner.load(args.model_path or cli.default_model(), args.weights)
-    captioner.caption(np.zeros((224, 224, 3), np.uint8))  # a fault is found now, not on the page
+    captioner.caption(np.zeros((224, 224, 3), np.uint8))  # here the CNN's weights may be downloaded
     stay_local(args.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service tidies up, too
     with tempfile.TemporaryDirectory(prefix="captions-") as folder:  # of this user alone
@@ -182,7 +182,7 @@ def build_page(captioner):
                 gr.Examples([str(path) for path in EXAMPLES], photo, api_visibility="private")
             with gr.Column(scale=3):
                 outputs = [
-                    gr.Label(label="Captions, by their share of the beam's ranking (softmax)"),
+                    gr.Label(label="Captions, best first (share among those shown)"),
                     gr.HighlightedText(label="Words of the best, by how probable each was"),
                     gr.Gallery(label="Where each word looked", columns=6, visible=has_attention),
                 ]
@@ -210,20 +210,18 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
         side = math.isqrt(weights.shape[1])
         for entry, cells in zip(entries, weights, strict=True):
             entry["attention"] = cells.reshape(side, side).round(4).tolist()
-    captions = [
-        {"caption": caption, "probability": math.exp(score), "log_probability": score}
-        for caption, score in beam
-    ]
+    captions = []
+    for caption, score in beam:
+        length = min(len(caption.split()) + 1, captioner.config.max_length)  # with its <end>
+        ranking = score / length**LENGTH_PENALTY
+        values = {"probability": math.exp(score), "log_probability": score, "ranking": ranking}
+        captions.append({"caption": caption} | values)
     return {"captions": captions, "words": entries}
 
 
 def shares(description: dict) -> dict[str, float]:
     """Softmax of the captions' ranking scores: their order is that of the beam."""
-    scores = {
-        entry["caption"]: entry["log_probability"]
-        / (len(entry["caption"].split()) + 1) ** LENGTH_PENALTY  # with the <end>
-        for entry in description["captions"]
-    }
+    scores = {entry["caption"]: entry["ranking"] for entry in description["captions"]}
     best = max(scores.values())
     total = sum(math.exp(score - best) for score in scores.values())
     return {caption: math.exp(score - best) / total for caption, score in scores.items()}

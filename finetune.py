@@ -40,7 +40,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("model", type=Path, metavar="MODEL", help="the captioner to start from")
     default = "models/finetuned.h5"
     parser.add_argument("--model_path", type=Path, default=default, help="what to write")
-    cli.add_training_options(parser, epochs=6, batch_size=32, learning_rate=4e-5)
+    batch = "photos per step, each with five sampled captions"
+    cli.add_training_options(parser, epochs=6, batch_size=32, learning_rate=4e-5, batch=batch)
     return parser.parse_args()
 
 
@@ -141,10 +142,8 @@ def finetune(
         cli.log(f"before fine-tuning: dev cider {before:.4f}")
 
     network, rows = captioner.decoder.network, np.array(list(train))
-    recorder = Recorder(captioner, options, measure="cider")
-    callbacks = keras.callbacks.CallbackList(
-        recorder.callbacks(steps, examples or {}), model=network
-    )
+    recorder = Recorder(captioner, options, steps, measure="cider")
+    callbacks = keras.callbacks.CallbackList(recorder.callbacks(examples or {}), model=network)
     network.stop_training = recorder.should_stop()
     with recorder:
         callbacks.on_train_begin()
@@ -185,7 +184,6 @@ def train_epoch(captioner, batches, sample, scorer, callbacks) -> dict[str, floa
         The last loss, and the mean CIDEr of the samples.
     """
     decoder, network = captioner.decoder, captioner.decoder.network
-    network.reset_metrics()
     rewards = []
     for step, (photos, images, seed) in enumerate(batches):
         decoder.seed_dropouts(*seed)
@@ -212,6 +210,7 @@ def sampler(captioner, batch_size: int):
     """A function that draws captions: (images (P, …), seed) -> tokens (P * S, T) int32."""
     import tensorflow as tf
 
+    from captioning.batches import padded
     from captioning.decoding import sample_captions
 
     decoder = captioner.decoder
@@ -231,8 +230,8 @@ def sampler(captioner, batch_size: int):
         words = np.random.SeedSequence(seed).generate_state(2).view(np.int32)
         tokens = draw(init_state(images), tf.constant(words)).numpy()  # (P * S, length)
         longest = int((tokens != PADDING).sum(axis=1).max())
-        padded = -(-longest // WIDTH_STEP) * WIDTH_STEP
-        return np.pad(tokens, ((0, 0), (0, WIDTH_STEP)), constant_values=PADDING)[:, :padded]
+        more = np.pad(tokens, ((0, 0), (0, WIDTH_STEP)), constant_values=PADDING)
+        return more[:, : padded(longest, WIDTH_STEP)]
 
     return sample
 

@@ -10,7 +10,7 @@ import numpy as np
 from captioning import cli
 from captioning.files import InputError, sha256
 from captioning.images import list_images, try_load_image
-from captioning.outputs import FORMATS, OutputFile, Sidecars, Stream
+from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
 
 DESCRIPTION = """\
 Caption photos: one line each on stdout, everything else on stderr.
@@ -111,6 +111,10 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
         return Sidecars()
     if args.output is None:
         return Stream(args.format, args.num_captions)
+    if args.output.is_dir():
+        raise InputError(f"--output {args.output} is a folder: name a file.")
+    if args.output.exists() and not args.output.is_file():  # a pipe, or a device
+        return Stream(args.format, args.num_captions, args.output.open("w", newline="", **TEXT))
     names = ("weights", "beam_size", "length_penalty")
     settings = {name: getattr(args, name) for name in names}
     if args.model_path.is_file():

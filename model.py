@@ -14,7 +14,13 @@ from captioning.decoding import NEG_INF, beam_search
 from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
 from captioning.files import InputError
 from captioning.images import image_to_pixels, load_image
-from captioning.model_file import open_model, read_arrays, read_description, write_model
+from captioning.model_file import (
+    not_a_captioner,
+    open_model,
+    read_arrays,
+    read_description,
+    write_model,
+)
 
 
 class MergeDecoder(Decoder):
@@ -157,10 +163,14 @@ class Captioner:
     """
 
     def __init__(
-        self, decoder: Decoder | Ensemble, vocabulary: Vocabulary, config: CaptionerConfig
+        self,
+        decoder: Decoder | Ensemble,
+        vocabulary: Vocabulary,
+        config: CaptionerConfig,
+        weights: str = "imagenet",
     ):
         self.decoder, self.vocabulary, self.config = decoder, vocabulary, config
-        self.encoder_weights = "imagenet"
+        self.encoder_weights = weights
         self._encoder: Encoder | None = None
         self._searches: dict[int, tf.types.experimental.PolymorphicFunction] = {}  # by beam size
 
@@ -188,13 +198,14 @@ class Captioner:
             vocabulary = Vocabulary(words)
             if len(vocabulary) != config.vocabulary_size:
                 raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
-            if 2 * config.count_parameters() > Path(path).stat().st_size:  # before they are built
-                raise InputError(f"too small for its {config.count_parameters()} parameters")
-            decoder = build_decoder(config)
+        # Outside of the blocks, in which every fault would be the file's.
+        parameters = config.count_parameters()
+        if 2 * parameters > Path(path).stat().st_size:  # before they are built
+            raise not_a_captioner(path, f"too small for its {parameters} parameters")
+        decoder = build_decoder(config)
+        with open_model(path) as file:
             read_arrays(file, decoder.network)
-        captioner = cls(decoder, vocabulary, config)
-        captioner.encoder_weights = weights
-        return captioner
+        return cls(decoder, vocabulary, config, weights)
 
     def check_features(self, features: dict) -> None:
         """Make sure that the content of features.pkl is what the captioner was trained on.
@@ -271,9 +282,11 @@ class Captioner:
             batch = np.asarray(features[start : start + DECODING_BATCH])
             tokens, scores = self._searches[beam_size](batch, penalty)  # (B, K, …), (B, K)
             for ids, sums in zip(tokens.numpy(), scores.numpy(), strict=True):
-                found = zip(ids, sums, strict=True)
-                beam = [(self.vocabulary.decode(i), float(s)) for i, s in found if s > NEG_INF]
-                beams.append(beam)
+                found = [
+                    (self.vocabulary.decode(i), float(s)) for i, s in zip(ids, sums, strict=True)
+                ]
+                # Of NaN weights nothing is probable: the first caption stays all the same.
+                beams.append([entry for entry in found if entry[1] > NEG_INF] or found[:1])
         return beams
 
     def _search(self, beam_size: int, features, length_penalty):

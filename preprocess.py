@@ -51,7 +51,7 @@ cores, but not every step of its work can: try 2 on 8 cores or more"""
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
-    add, number = parser.add_argument, cli.positive_int
+    add, count = parser.add_argument, cli.positive_int
     add("--dataset_dir", type=Path, default="data/flickr8k", help="photos, captions, split lists")
     add("--images_dir", type=Path, help="the photos, when not in DATASET_DIR/Images")
     add("--captions_file", type=Path, help="the captions, when not in DATASET_DIR")
@@ -61,17 +61,17 @@ def parse_arguments() -> argparse.Namespace:
     add("--features", choices=KINDS, default="pooled", help=FEATURES_HELP)
     cli.add_weights_option(parser)
     why = "words seen less often in training become <unk>: too rare to learn"
-    add("--min_word_count", type=number, default=3, metavar="N", help=why)
+    add("--min_word_count", type=count, default=3, metavar="N", help=why)
     why = "keep the last N captions of each image, in every split; all when not given"
-    add("--captions_per_image", type=number, metavar="N", help=why)
+    add("--captions_per_image", type=count, metavar="N", help=why)
     why = "images per pass of the CNN; more takes more memory and is hardly faster"
-    add("--batch_size", type=number, default=16, metavar="N", help=why)
+    add("--batch_size", type=count, default=16, metavar="N", help=why)
     workers = parser.add_mutually_exclusive_group()
-    workers.add_argument("--n_jobs", type=number, default=1, metavar="N", help=N_JOBS_HELP)
+    workers.add_argument("--n_jobs", type=count, default=1, metavar="N", help=N_JOBS_HELP)
     why = "extract on the workers of a Dask scheduler, tcp://HOST:8786 (docs/preprocessing.md)"
     workers.add_argument("--dask", metavar="ADDRESS", help=why)
     why = "use only the first N images of each split, for a quick trial"
-    add("--limit", type=number, metavar="N", help=why)
+    add("--limit", type=count, metavar="N", help=why)
     why = "of the random split, where there are no split lists"
     add("--seed", type=cli.seed, default=0, help=why)
     add("--allow_missing", action="store_true", help="continue without images that are not there")

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.captions import UNKNOWN, Vocabulary, load_captions
+from captioning.captions import SPECIAL_TOKENS, UNKNOWN, Vocabulary, load_captions
 from captioning.features import load_features
 from captioning.files import InputError
 
@@ -50,20 +50,21 @@ dropout stay; its vocabulary is inherited, and new words are appended"""
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(DESCRIPTION)
-    add, number = parser.add_argument, cli.positive_int
+    add, count = parser.add_argument, cli.positive_int
     add("--model_path", type=Path, default=cli.TRAINED, help="what to write")
     add("--finetune_cider", metavar="MODEL", help=argparse.SUPPRESS)
     add("--init_from", type=Path, metavar="MODEL", help=INIT_HELP)
-    cli.add_training_options(parser, epochs=20, batch_size=64, learning_rate=1.5e-3)
+    batch = "captions per step"
+    cli.add_training_options(parser, epochs=20, batch_size=64, learning_rate=1.5e-3, batch=batch)
     why = (
         "merge: one vector per image; attention: each word looks at some of its 7 × 7 cells "
         "(default: merge)"
     )
     add("--decoder", choices=cli.DECODER_NAMES, help=why)
-    add("--embedding_size", type=number, help="floats per word (default: 256)")
-    add("--units", type=number, help="width of the LSTM (default: 256)")
+    add("--embedding_size", type=count, help="floats per word (default: 256)")
+    add("--units", type=count, help="width of the LSTM (default: 256)")
     why = "width of the layers where image and words are added (default: as --units)"
-    add("--merge_units", type=number, help=why)
+    add("--merge_units", type=count, help=why)
     why = (
         "share dropped of the features and the word vectors: without it the network soon knows the "
         "training photos by heart (default: 0.5)"
@@ -110,12 +111,12 @@ def main() -> None:
     dev = CaptionBatches(array, dev_pairs, vocabulary, args.batch_size) if dev_pairs else None
     decoder = build_decoder(config, train.log_frequencies())
     if args.init_from:
-        copy_pretrained(decoder, start.decoder.members[0], train)
+        start_from(decoder, start.decoder.members[0], train)
     else:
         decoder.standardize(array, sorted({row for row, _ in train_pairs}))
     cli.log(
         f"{len(train_pairs)} training captions ({train.tokens} tokens), {len(dev_pairs)} dev "
-        f"captions\n{config.decoder} decoder, {config.vocabulary_size} words, "
+        f"captions\n{config.decoder} decoder, {config.vocabulary_size} vocabulary entries, "
         f"{config.count_parameters():,} parameters, features of {config.encoder}"
     )
     if dev is None:
@@ -182,7 +183,7 @@ def extend(start, text: dict, record: dict):
     """
     known = start.vocabulary
     new = [word for word in text["vocabulary"] if word not in known.ids]
-    cli.log(f"{len(known):,} words known, {len(new):,} new")
+    cli.log(f"{len(known) - len(SPECIAL_TOKENS):,} words known, {len(new):,} new")
     config = replace(
         start.config,
         vocabulary_size=len(known) + len(new),
@@ -193,7 +194,7 @@ def extend(start, text: dict, record: dict):
     return Vocabulary([*known.words, *new]), config
 
 
-def copy_pretrained(decoder, pretrained, batches) -> None:
+def start_from(decoder, pretrained, batches) -> None:
     """Copy all that `pretrained` knows into a new network, which may know more words.
 
     The vectors and output weights of new words are random, their bias is the logarithm of their

@@ -18,7 +18,7 @@ class AttentionDecoder(Decoder):
         """Make the layers: those of the mean cell, of the words, of the cells, of the sum."""
         width = config.merge_units
         self.mean_cell = layers.GlobalAveragePooling1D(name="mean_cell")
-        self.image_input = self.add_feature_input("image")
+        self.image_input = self.add_feature_input("image", pooled=True)
         self.image = layers.Dense(width, activation="relu", name="image")
         # The same floats of all cells are dropped: otherwise neighbours would give them away.
         self.cell_input = self.add_feature_input("cell", noise_shape=(None, 1, None))
@@ -36,7 +36,7 @@ class AttentionDecoder(Decoder):
         self.merged_dropout = self.add_dropout("merged", 0.6 * config.dropout)
 
     def project(self, features, training=None):
-        """Features (B, cells, feature_size) -> the image (B, W), keys and cells (B, cells, W)."""
+        """The mean cell (B, merge_units), keys and cells (B, cells, merge_units)."""
         image = self.image(self.image_input(self.mean_cell(features), training))
         cells = self.cells(self.cell_input(features, training))
         return image, self.keys(cells), cells
@@ -59,10 +59,10 @@ class AttentionDecoder(Decoder):
 
     def combine(self, image, hidden):
         """The image, its cells and the LSTM's output (B, T, units) -> logits (B, T, V)."""
-        image, keys, cells = image
-        words = self.read(hidden)
+        mean, keys, cells = image  # (B, merge_units), then (B, cells, merge_units) each
+        words = self.read(hidden)  # (B, T, merge_units)
         attended = self.attended([self.look(keys, words), cells])  # (B, T, merge_units)
-        merged = self.merge([self.image_step(image), words, attended])
+        merged = self.merge([self.image_step(mean), words, attended])
         return self.logits(self.merged_dropout(self.merged(merged)))
 
     def read(self, hidden):

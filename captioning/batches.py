@@ -122,6 +122,6 @@ class CaptionBatches:
         return dataset.with_options(options).prefetch(4)
 
 
-def padded(length: int) -> int:
+def padded(length: int, step: int = WIDTH_STEP) -> int:
     """The width that a batch whose longest caption has `length` tokens is padded to."""
-    return -(-int(length) // WIDTH_STEP) * WIDTH_STEP
+    return -(-int(length) // step) * step

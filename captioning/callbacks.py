@@ -1,8 +1,9 @@
-"""What happens around the batches of a training: seeds, progress, samples, and the record of a run.
+"""What happens around the batches of a training: seeds, samples, and the record of a run.
 
 Both training.fit and the loop of finetune.py use these callbacks.
 """
 
+import copy
 import csv
 import math
 import time
@@ -18,33 +19,16 @@ from captioning.files import InputError, atomic_path, one_line
 from captioning.plots import draw_curves
 
 
-class SeedDropouts(keras.callbacks.Callback):
-    """Draws dropout from (seed, epoch), so that any epoch can be repeated."""
+class Seeds(keras.callbacks.Callback):
+    """Draws the order of the batches and the dropout from (seed, epoch): epochs can be repeated."""
 
-    def __init__(self, decoder: Decoder, seed: int):
+    def __init__(self, decoder: Decoder, seed: int, batches):
         super().__init__()
-        self.decoder, self.seed = decoder, seed
+        self.decoder, self.seed, self.batches = decoder, seed, batches
 
     def on_epoch_begin(self, epoch, logs=None):
+        self.batches.epoch = epoch
         self.decoder.seed_dropouts(self.seed, epoch)
-
-
-class Progress(keras.callbacks.Callback):
-    """A bar over the batches of each epoch."""
-
-    def __init__(self, batches: int, epochs: int):
-        super().__init__()
-        self.batches, self.epochs, self.bar = batches, epochs, None
-
-    def on_epoch_begin(self, epoch, logs=None):
-        title = f"epoch {epoch + 1}/{self.epochs}"
-        self.bar = cli.progress(self.batches, "batch", title, leave=False)
-
-    def on_train_batch_end(self, batch, logs=None):
-        self.bar.update()
-
-    def on_epoch_end(self, epoch, logs=None):
-        self.bar.close()
 
 
 class SampleCaptions(keras.callbacks.Callback):
@@ -55,14 +39,14 @@ class SampleCaptions(keras.callbacks.Callback):
         self.captioner, self.examples = captioner, examples
 
     def on_epoch_end(self, epoch, logs=None):
-        if self.examples:
+        if self.examples and all(map(math.isfinite, logs.values())):
             captions = self.captioner.caption_features(np.stack(list(self.examples.values())))
             for image_id, caption in zip(self.examples, captions, strict=True):
                 print(f"    {one_line(image_id)}: {caption}", flush=True)
 
 
 class Recorder(keras.callbacks.Callback):
-    """Writes, after each epoch, all that must not be lost, and stops a training in time.
+    """Shows progress, writes after each epoch all that must not be lost, and stops in time.
 
     The best epoch, or the last, is kept in the model's file; beside it go the history, under the
     same name with .csv, its curves (.png), and the checkpoint (.checkpoint.npz). Keras' own
@@ -75,11 +59,12 @@ class Recorder(keras.callbacks.Callback):
             follow from it.
     """
 
-    def __init__(self, captioner, options, measure: str = "loss"):
+    def __init__(self, captioner, options, batches: int, measure: str = "loss"):
         """Take what is trained, its network compiled, and resume it if that is wanted.
 
         Args:
             captioner: a `model.Captioner`.
+            batches: per epoch.
             options: a `training.Options`.
             measure: of an epoch, as it is called in Keras' logs: "loss", or "cider", of which
                 more is better.
@@ -89,24 +74,20 @@ class Recorder(keras.callbacks.Callback):
         """
         super().__init__()
         self.captioner, self.options, self.measure = captioner, options, measure
+        self.batches, self.bar = batches, None
         self.checkpoint = options.model_path.with_suffix(".checkpoint.npz")
         self.rows: list[dict] = []
         self.diverged = False
         self.started = time.perf_counter()
         self._resume()
 
-    def callbacks(self, batches: int, examples: dict[str, np.ndarray]) -> list:
-        """All callbacks of a training of `batches` batches an epoch, this one among them."""
-        options = self.options
-        callbacks = [
-            SeedDropouts(self.captioner.decoder, options.seed),
-            Progress(batches, options.epochs),
-            self,
-            SampleCaptions(self.captioner, examples),
-            keras.callbacks.TerminateOnNaN(),
-        ]
-        if options.tensorboard is not None:
-            callbacks.append(keras.callbacks.TensorBoard(options.tensorboard, write_graph=False))
+    def callbacks(self, examples: dict[str, np.ndarray]) -> list:
+        """Those of any training, this one first: samples after the epoch's line, a stop on NaN."""
+        samples = SampleCaptions(self.captioner, examples)
+        callbacks = [self, samples, keras.callbacks.TerminateOnNaN()]
+        if self.options.tensorboard is not None:
+            folder = self.options.tensorboard
+            callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
         return callbacks
 
     def best(self) -> dict:
@@ -126,10 +107,17 @@ class Recorder(keras.callbacks.Callback):
         return len(self.rows) >= epochs or waited >= (patience or epochs)
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Show a bar over the batches."""
         self.started = time.perf_counter()
+        title = f"epoch {epoch + 1}/{self.options.epochs}"
+        self.bar = cli.progress(self.batches, "batch", title, leave=False)
+
+    def on_train_batch_end(self, batch, logs=None):
+        self.bar.update()
 
     def on_epoch_end(self, epoch, logs=None):
         """Write the model when it is the best, the history, and then the checkpoint."""
+        self.bar.close()
         if not all(map(math.isfinite, logs.values())):
             self.diverged = self.model.stop_training = True
             return
@@ -163,6 +151,8 @@ class Recorder(keras.callbacks.Callback):
 
     def __exit__(self, kind, error, traceback) -> None:
         """Draw the curves and say where everything is; Ctrl-C keeps what is finished."""
+        if self.bar is not None:
+            self.bar.close()
         path = self.options.model_path
         if not self.rows or not path.is_file():
             cli.log("no epoch was finished: no model was written.")
@@ -181,10 +171,10 @@ class Recorder(keras.callbacks.Callback):
     def _save_model(self, row: dict) -> None:
         """Write the model, its epoch and its measures in the training record."""
         record = {name: value for name, value in row.items() if name != "seconds"}
-        config = self.captioner.config
-        config = replace(config, training=config.training | {"kept": record})
-        kept = type(self.captioner)(self.captioner.decoder, self.captioner.vocabulary, config)
-        kept.save(self.options.model_path)
+        captioner = copy.copy(self.captioner)
+        training = captioner.config.training | {"kept": record}
+        captioner.config = replace(captioner.config, training=training)
+        captioner.save(self.options.model_path)
 
     def _write_history(self) -> None:
         """Write the measures of all epochs so far as a CSV file."""

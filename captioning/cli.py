@@ -71,14 +71,20 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
 
 
 def add_training_options(
-    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate: float
+    parser: argparse.ArgumentParser,
+    epochs: int,
+    batch_size: int,
+    learning_rate: float,
+    batch: str,
 ) -> None:
-    """Add the options that train.py and finetune.py share, with the defaults of one of them."""
+    """Add the options that train.py and finetune.py share, with the defaults of one of them.
+
+    `batch` says what a batch is made of.
+    """
     add = parser.add_argument
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--epochs", type=positive_int, default=epochs, help="passes over the data, at most")
-    why = "captions per step; for finetune.py photos, each with five sampled captions"
-    add("--batch_size", type=positive_int, default=batch_size, help=why)
+    add("--batch_size", type=positive_int, default=batch_size, help=batch)
     why = "Adam's step size at the start; it falls to 0 over the epochs, along half a cosine"
     add("--learning_rate", type=positive_float, default=learning_rate, help=why)
     why = "share of each weight, times the step size, that a step takes away"

@@ -50,7 +50,8 @@ class FeatureInput:
     become generic. The moments are set by `Decoder.standardize` and are not trained.
     """
 
-    def __init__(self, name: str, size: int, dropout: float, noise_shape=None):
+    def __init__(self, name: str, size: int, dropout: float, noise_shape=None, pooled=False):
+        self.pooled = pooled  # it takes the mean of a grid's cells
         self.norm = layers.UnitNormalization(name=f"{name}_norm")
         self.standardizer = layers.BatchNormalization(
             epsilon=1e-6, center=False, scale=False, trainable=False, name=f"{name}_standard"
@@ -170,10 +171,16 @@ class Decoder(ABC):
         self.dropouts[name] = Dropout(rate, name=f"{name}_dropout")
         return self.dropouts[name]
 
-    def add_feature_input(self, name: str, noise_shape=None) -> FeatureInput:
-        """Features, as a Dense layer takes them: "image" for one vector each, "cell" for cells."""
+    def add_feature_input(self, name: str, noise_shape=None, pooled=False) -> FeatureInput:
+        """Features, as a Dense layer takes them.
+
+        Args:
+            name: its layers' names begin with it.
+            noise_shape: of the dropout; (None, 1, None) drops the same floats of all cells.
+            pooled: it takes the mean of a grid's cells, so its moments are those of the means.
+        """
         config = self.config
-        made = FeatureInput(name, config.feature_size, config.dropout, noise_shape)
+        made = FeatureInput(name, config.feature_size, config.dropout, noise_shape, pooled)
         self.feature_inputs[name], self.dropouts[name] = made, made.dropout
         return made
 
@@ -201,8 +208,8 @@ class Decoder(ABC):
         for start in range(0, len(rows), 256):  # all images' cells would not fit into memory
             batch = np.asarray(features[rows[start : start + 256]], np.float64)
             for name, sums in moments.items():
-                pooled = name == "image" and batch.ndim == 3
-                vectors = (batch.mean(axis=1) if pooled else batch).reshape(-1, size)
+                vectors = batch.mean(axis=1) if self.feature_inputs[name].pooled else batch
+                vectors = vectors.reshape(-1, size)
                 vectors = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
                 sums += [np.full(size, len(vectors)), vectors.sum(0), np.square(vectors).sum(0)]
         for name, (count, total, squares) in moments.items():

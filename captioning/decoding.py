@@ -74,7 +74,9 @@ def sample_captions(step: Callable, state, width: int, max_length: int, seed) ->
     def choose(position, log_probs, scores):
         place = tf.stack([seed[0], seed[1] + position])
         drawn = tf.random.stateless_categorical(log_probs, 1, place, tf.int32)  # (W, 1)
-        return tf.range(width), drawn[:, 0], scores
+        # Of NaN the draw is V, no id. The next update's loss is NaN too and ends the training.
+        drawn = tf.minimum(drawn[:, 0], log_probs.shape[-1] - 1)
+        return tf.range(width), drawn, scores
 
     return _decode(step, state, tf.zeros([width]), max_length, choose)[0]
 

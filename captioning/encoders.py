@@ -200,9 +200,12 @@ def build_lite0(weights: str):
         try:
             network.load_weights(path)
         except (OSError, ValueError, KeyError) as error:
+            fix = f"Restore it with: git checkout models/{LITE0_WEIGHTS.name}"
+            if weights != "imagenet":
+                fix = "Name EfficientNet-Lite0's weights, or leave --weights out"
+            reason = str(error).splitlines()[0]
             raise InputError(
-                f"{path} does not fit EfficientNet-Lite0 ({str(error).splitlines()[0]}). "
-                f"Restore it with: git checkout models/efficientnet_lite0.h5"
+                f"{path} does not fit EfficientNet-Lite0 ({reason}). {fix}."
             ) from error
     return network
 

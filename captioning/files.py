@@ -49,7 +49,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         InputError: the folder cannot be created or written, or the disk is full.
     """
     target = Path(os.path.realpath(path))
-    # A short name fits wherever the target's does. The suffix stays last: Keras, NumPy and
+    # A short name fits where a long target's does. The suffix stays last: Keras, NumPy and
     # matplotlib choose the format by it.
     temporary = target.with_name(f".partial-{secrets.token_hex(4)}{target.suffix}")
     try:
@@ -76,7 +76,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def _remove_abandoned(folder: Path) -> None:
     """Remove what killed runs left in `folder`."""
     for left in folder.glob(".partial-????????*"):
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
+        with contextlib.suppress(OSError):  # gone already, or not ours to remove
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
 

@@ -93,9 +93,15 @@ def open_model(path: str | Path) -> Iterator[h5py.File]:
         with h5py.File(path) as file:
             yield file
     except (InputError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
-        raise InputError(
-            f"{one_line(path)} is not a captioner that train.py wrote ({one_line(error)})."
-        ) from error
+        raise not_a_captioner(path, error) from error
+
+
+def not_a_captioner(path: str | Path, reason: object) -> InputError:
+    """The error for a file that `write_model` has not written."""
+    return InputError(
+        f"{one_line(path)} is not a captioner that train.py wrote ({one_line(reason)}). "
+        f"Train one, or name another file."
+    )
 
 
 def read_description(file: h5py.File) -> tuple[list[str], dict]:

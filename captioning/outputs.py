@@ -81,7 +81,7 @@ class OutputFile:
         self.path, self.form, self.num_captions = path, form, num_captions
         self.settings = settings | {"num_captions": num_captions}
         self.partial = path.with_name(path.name + ".partial")
-        self.file = None
+        self.file, self.finished, self.resume = None, False, False
 
     def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
         """Of each photo, whether it still needs a caption.
@@ -93,11 +93,20 @@ class OutputFile:
         Raises:
             InputError: a file is there and not to be resumed, or is of a run with other settings.
         """
-        for path in (self.path, self.partial):
-            if path.exists() and not (resume and path == self.partial):
-                fix = "Continue by --resume" if path == self.partial else "It is never replaced"
-                raise InputError(f"{one_line(path)} is there already. {fix}, or name another file.")
-        done = self._read_back() if self.partial.exists() else set()
+        try:
+            partial, self.finished = self.partial.exists(), self.path.exists()
+            self.finished = self.finished and self.path.stat().st_size > 0
+        except OSError as error:  # a name that is too long
+            raise InputError(f"{one_line(self.path)}: {error.strerror}. Name another.") from error
+        if (partial or self.finished) and not resume:
+            there = self.path if self.finished else self.partial
+            raise InputError(
+                f"{one_line(there)} is there already. Give --resume, remove it, or name another."
+            )
+        self.resume = resume
+        if self.finished:
+            return [False] * len(photos)
+        done = self._read_back() if partial else set()
         return [os.fspath(photo) not in done for photo in photos]
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
@@ -106,7 +115,8 @@ class OutputFile:
         try:
             if self.file is None:
                 self.partial.parent.mkdir(parents=True, exist_ok=True)
-                self.file = self.partial.open("a", encoding="ascii")
+                # Without --resume "x": another run with the same FILE is not mixed with this one.
+                self.file = self.partial.open("a" if self.resume else "x", encoding="ascii")
                 rows = ([self.settings] if self.file.tell() == 0 else []) + rows
             for row in rows:  # in ASCII: a name in any encoding is read back as it was
                 self.file.write(json.dumps(row) + "\n")
@@ -119,6 +129,8 @@ class OutputFile:
 
     def close(self) -> None:
         """Turn FILE.partial into FILE."""
+        if self.finished:
+            return
         if self.file is not None:
             self.file.close()
         with (
@@ -141,7 +153,7 @@ class OutputFile:
                 for line in file:
                     torn = not line.endswith(b"\n")
                     if end == 0 and line != (opening[: len(line)] if torn else opening):
-                        raise ValueError("a run with other options wrote it")
+                        raise ValueError("it is of a run with another model or other options")
                     if torn:
                         break
                     if end:

@@ -1,5 +1,6 @@
 """Every picture that the scripts draw, by matplotlib's object interface: no display needed."""
 
+import math
 import textwrap
 from collections import Counter
 from pathlib import Path
@@ -27,7 +28,7 @@ def draw_captions(items: list[tuple[Path, list[str]]], target: str | Path) -> No
         InputError: an image cannot be read, or the picture cannot be written.
     """
     items = items[:MAX_IMAGES]
-    columns = min(COLUMNS, len(items))
+    columns = min(COLUMNS, math.ceil(math.sqrt(len(items))))
     rows = -(-len(items) // columns)
     figure = Figure(figsize=(WIDTH * columns, _height(items) * rows), layout="constrained")
     _draw_grid(figure, items, rows, columns)

@@ -8,7 +8,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.batches import CaptionBatches
-from captioning.callbacks import Recorder
+from captioning.callbacks import Recorder, Seeds
 from captioning.decoder import Decoder
 
 EXAMPLES = 3  # dev images whose captions are shown after each epoch
@@ -112,11 +112,8 @@ def fit(
     """
     network = captioner.decoder.network
     compile_for_training(captioner.decoder, options, options.epochs * len(train))
-    recorder = Recorder(captioner, options)
-    callbacks = recorder.callbacks(len(train), examples or {})
-    order = keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: setattr(train, "epoch", epoch)
-    )
+    recorder = Recorder(captioner, options, len(train))
+    seeds = Seeds(captioner.decoder, options.seed, train)
     with recorder:
         if not recorder.should_stop():
             network.fit(
@@ -124,7 +121,7 @@ def fit(
                 validation_data=dev.dataset() if dev is not None else None,
                 initial_epoch=len(recorder.rows),
                 epochs=options.epochs,
-                callbacks=[order, *callbacks],
+                callbacks=[seeds, *recorder.callbacks(examples or {})],
                 verbose=0,
                 shuffle=False,  # the batches have their own order
             )

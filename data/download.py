@@ -93,6 +93,7 @@ def fetch(archive: str, base_url: str, folder: Path) -> Path:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "md5").hexdigest() == CHECKSUMS[archive]:
                 return path
+        cli.log(f"{path} is damaged, or another file: it is fetched anew.")
     cli.log(f"fetching {url}")
     digest = hashlib.md5()
     with atomic_path(path) as temporary, temporary.open("wb") as file:

@@ -27,6 +27,8 @@ def main() -> None:
     for line in page.stderr:
         if line.startswith("listening on"):
             break
+    else:
+        raise SystemExit("the page did not start: python app.py says why")
     options = webdriver.ChromeOptions()
     for option in ("--headless", "--no-sandbox", "--hide-scrollbars", f"--window-size={SIZE}"):
         options.add_argument(option)

@@ -86,15 +86,9 @@ def test_what_the_page_shows_of_a_description():
         {"word": word, "probability": p, "attention": grid.tolist()}
         for word, p, grid in zip(["a", "dog"], [0.25, 0.5], grids, strict=True)
     ]
-    # By the beam's ranking the longer caption is the better one, though the less probable.
-    captions = [
-        {"caption": "a dog", "log_probability": -1500.0},
-        {"caption": "a", "log_probability": -1400.0},
-    ]
+    captions = [{"caption": "a dog", "ranking": -1000.0}, {"caption": "a", "ranking": -1001.0}]
     description = {"captions": captions, "words": words}
-    assert app.shares(description) == pytest.approx({"a dog": 1.0, "a": 0.0})
-    captions[0]["log_probability"], captions[1]["log_probability"] = 0.0, -(2**0.8)
-    odds = np.exp(1)
+    odds = np.exp(1)  # of rankings that differ by one, however low they are
     assert app.shares(description) == pytest.approx(
         {"a dog": odds / (1 + odds), "a": 1 / (1 + odds)}
     )

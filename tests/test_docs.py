@@ -1,8 +1,10 @@
 """README and docs name only commands, options and files that exist."""
 
 import functools
+import json
 import re
 import shlex
+import statistics
 
 import pytest
 from helpers import ROOT, run_script
@@ -73,3 +75,44 @@ def test_the_readme_is_short():
     text = (ROOT / "README.md").read_text()
     assert len(text.splitlines()) <= 200
     assert len(text.split()) <= 1800
+
+
+SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
+STORED = ROOT / "benchmarks" / "results"
+SEEDS = [f"merge_seed{seed}_dev_beam3" for seed in range(3)]
+ROWS = {  # beginning of a row: the file and the row in it
+    "**the included captioner": ("included_dev_beam3", "model"),
+    "shuffled": ("included_dev_beam3", "shuffled"),
+    "constant": ("included_dev_beam3", "constant"),
+    "the best constant caption": ("included_dev_beam3", "constant"),
+    "the included captioner, four": ("included_dev_beam3", "model, same references as human"),
+    "human": ("included_dev_beam3", "human"),
+    "one human caption": ("included_dev_beam3", "human"),
+    **{f"seed {seed}": (name, "model") for seed, name in enumerate(SEEDS)},
+    "mean": (SEEDS, "model"),
+    "one merge network": (SEEDS, "model"),
+}
+
+
+def stored(files: str | list[str], row: str, score: str) -> str:
+    """A score as the pages write it: .586, or of several files .529 ± .004."""
+    files = [files] if isinstance(files, str) else files
+    values = [json.loads((STORED / f"{name}.json").read_text())[row][score] for name in files]
+    figures = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+    return " ± ".join(f"{figure:.3f}".lstrip("0") for figure in figures)
+
+
+@pytest.mark.parametrize(("page", "count"), [("README.md", 4), ("docs/results.md", 9)])
+def test_scores_are_those_that_are_stored(page, count):
+    columns, found = [], 0
+    for line in (ROOT / page).read_text().splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if "CIDEr" in cells:
+            columns = cells
+        row = next((row for row in ROWS if cells[0].startswith(row)), None)
+        if line.startswith("|") and row and len(cells) == len(columns):
+            found += 1
+            for score, cell in zip(columns, cells, strict=True):
+                if score in SCORES:
+                    assert cell.strip("*") == stored(*ROWS[row], score), (row, score)
+    assert found == count

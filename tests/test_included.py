@@ -11,7 +11,7 @@ from model import Captioner
 
 def test_it_tells_the_examples_apart_in_its_own_words(said):
     words = set(Captioner.load(INCLUDED).vocabulary.words[4:])
-    assert len(set(said.values())) == len(said) == 5
+    assert len(set(said.values())) == len(said) > 5
     assert all(set(caption.split()) <= words for caption in said.values())
 
 

@@ -139,7 +139,7 @@ def test_other_options_are_refused(tmp_path):
     for count, settings in ((2, SETTINGS), (1, SETTINGS | {"beam_size": "3"})):
         with pytest.raises(InputError, match="other options"):
             write_all(OutputFile(path, "tsv", count, settings), 1, resume=True)
-    with pytest.raises(InputError, match="Continue by --resume"):
+    with pytest.raises(InputError, match="Give --resume"):
         write_all(OutputFile(path, "tsv", 1, SETTINGS), 1)
     assert partial_of(path).read_bytes() == content
     # The format is only that of the file made in the end.
@@ -207,10 +207,12 @@ def test_a_stopped_run_is_continued_and_a_finished_file_stays(
     options = ("--format", "coco", "--output", path)
     generate(photos, *options)
     content = path.read_bytes()
-    for more in ((), ("--resume",)):
-        done = generate(photos, *options, *more, code=1)
-        assert f"{path} is there already. It is finished: remove it" in done.stderr
-        assert path.read_bytes() == content
+    done = generate(photos, *options, code=1)
+    assert f"{path} is there already. Give --resume, remove it, or name another." in done.stderr
+    assert path.read_bytes() == content
+    done = generate(photos, *options, "--resume")  # nothing is left to do
+    assert "9 of 9 are captioned already" in done.stderr
+    assert path.read_bytes() == content
     path.unlink()
 
     load = captioning.images.load_image

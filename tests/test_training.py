@@ -29,7 +29,7 @@ def test_the_epoch_that_is_kept_and_when_to_stop(patience, kept, stop, measure, 
     losses = [3.0, 2.8, 2.9, 2.9]
     for epochs, at_the_end in ((6, False), (4, True)):
         given = options(tmp_path / "m.h5", epochs, patience=patience)
-        recorder = Recorder(None, given, measure)
+        recorder = Recorder(None, given, 1, measure)
         assert not recorder.should_stop()
         recorder.rows = [
             {"epoch": epoch, f"train_{measure}": 1.0, f"dev_{measure}": sign * loss}
@@ -126,3 +126,14 @@ def test_a_place_for_tensorboard_that_is_none(small, tmp_path):
     (tmp_path / "file").touch()
     done = train(small, tmp_path / "m.h5", "--tensorboard", tmp_path / "file", code=1)
     assert done.stderr == f"error: --tensorboard {tmp_path / 'file'}: File exists. Name a folder.\n"
+
+
+def test_a_training_that_diverges_ends_in_one_error(small, tmp_path):
+    """With samples and dev images, in both scripts; what was trained before stays."""
+    steps = ("--learning_rate", 1e30, "--epochs", 3)
+    done = train(small, tmp_path / "m.h5", *steps, code=1)
+    assert done.stderr.splitlines()[-1].startswith("error: the loss is no longer a number: lower")
+    assert not (tmp_path / "m.h5").exists()
+    train(small, tmp_path / "start.h5", "--epochs", 1)
+    done = train(small, tmp_path / "m.h5", *steps, code=1, start=tmp_path / "start.h5")
+    assert done.stderr.splitlines()[-1].startswith("error: the loss is no longer a number: lower")
