@@ -9,7 +9,7 @@ from keras import layers
 
 from captioning.attention import AttentionDecoder
 from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
-from captioning.decoder import Decoder, Ensemble
+from captioning.decoder import LSTM, Decoder, Ensemble
 from captioning.decoding import NEG_INF, beam_search
 from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
 from captioning.files import InputError
@@ -42,7 +42,7 @@ class MergeDecoder(Decoder):
         self.image_input = self.add_feature_input("image")
         self.image = layers.Dense(width, activation="relu", name="image")
         self.image_step = layers.Reshape((1, width), name="image_step")
-        self.lstm = layers.LSTM(config.units, return_sequences=True, name="lstm")
+        self.lstm = LSTM(config.units, return_sequences=True, name="lstm")
         # Projects the LSTM's output to the width of the sum, where they differ.
         self.words = layers.Dense(width, name="words") if config.units != width else None
         self.merge = layers.Add(name="merge")

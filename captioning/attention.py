@@ -3,7 +3,7 @@
 import tensorflow as tf
 from keras import layers
 
-from captioning.decoder import Decoder
+from captioning.decoder import LSTM, Decoder
 
 
 class AttentionDecoder(Decoder):
@@ -24,7 +24,7 @@ class AttentionDecoder(Decoder):
         self.cell_input = self.add_feature_input("cell", noise_shape=(None, 1, None))
         self.cells = layers.Dense(width, activation="relu", name="cells")
         self.keys = layers.Dense(width, name="keys")
-        self.lstm = layers.LSTM(config.units, return_sequences=True, name="lstm")
+        self.lstm = LSTM(config.units, return_sequences=True, name="lstm")
         self.words = layers.Dense(width, name="words") if config.units != width else None
         self.query = layers.Dense(width, name="query")
         self.scores = layers.Dot(axes=2, name="scores")

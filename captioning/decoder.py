@@ -42,6 +42,41 @@ class Dropout(layers.Dropout):
         )
 
 
+class LSTM(layers.LSTM):
+    """Keras' LSTM (Hochreiter & Schmidhuber 1997), its words' product taken out of the loop.
+
+    Of a step only the product with the recurrent kernel needs the step before. The words' product
+    is done for all steps at once, which spares a quarter of an epoch on a CPU. On a GPU Keras' own
+    pass stays, for cuDNN. As `Dropout`, it is Keras' own layer in a file.
+    """
+
+    def inner_loop(self, sequences, initial_state, mask, training=False):
+        """As Keras calls it: (B, T, E) -> the last output, all (B, T, units), the last states."""
+        if mask is not None or tf.config.list_physical_devices("GPU"):
+            return super().inner_loop(sequences, initial_state, mask, training)
+        kernel, recurrent_kernel, bias = map(
+            tf.convert_to_tensor, (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
+        )
+        sequences = tf.transpose(sequences, [1, 0, 2])  # (T, B, E)
+        steps, batch_size, size = tf.shape(sequences)[0], tf.shape(sequences)[1], sequences.shape[2]
+        words = tf.matmul(tf.reshape(sequences, [-1, size]), kernel) + bias  # (T * B, 4 * units)
+        words = tf.reshape(words, [steps, batch_size, 4 * self.units])
+        words = tf.TensorArray(words.dtype, steps).unstack(words)
+
+        def step(t, hidden, cell, outputs):
+            gates = words.read(t) + tf.matmul(hidden, recurrent_kernel)  # (B, 4 * units)
+            input_gate, forget_gate, candidate, output_gate = tf.split(gates, 4, axis=1)
+            cell = tf.sigmoid(forget_gate) * cell + tf.sigmoid(input_gate) * tf.tanh(candidate)
+            hidden = tf.sigmoid(output_gate) * tf.tanh(cell)  # (B, units)
+            return t + 1, hidden, cell, outputs.write(t, hidden)
+
+        start = (0, *initial_state, tf.TensorArray(kernel.dtype, steps))
+        _, hidden, cell, outputs = tf.while_loop(
+            lambda t, *_: t < steps, step, start, maximum_iterations=steps
+        )
+        return hidden, tf.transpose(outputs.stack(), [1, 0, 2]), [hidden, cell]
+
+
 class FeatureInput:
     """Feature vectors (…, feature_size) as a decoder's Dense layer takes them.
 

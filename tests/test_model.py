@@ -24,7 +24,7 @@ import model
 from captioning.batches import WIDTH_STEP, CaptionBatches
 from captioning.captions import END, PADDING, SPECIAL_TOKENS, START, UNKNOWN, Vocabulary
 from captioning.cli import INCLUDED
-from captioning.decoder import Dropout
+from captioning.decoder import LSTM, Dropout
 from captioning.files import InputError
 from captioning.training import loss_per_token
 from model import Captioner, build_decoder
@@ -223,3 +223,30 @@ def test_what_is_no_captioner_is_refused(tmp_path):
         file["captioner"].create_dataset("vocabulary", data=np.array(WORDS[:-1], "S"))
     with pytest.raises(InputError, match="43 words for 44 outputs"):
         Captioner.load(path)
+
+
+@pytest.mark.parametrize("xla", [True, False], ids=["xla", "plain"])
+def test_the_lstm_gives_the_numbers_of_keras_own(xla):
+    """The same states and the same four gradients."""
+    keras.utils.set_random_seed(5)
+    keras_own = keras.layers.LSTM(6, return_sequences=True, bias_initializer="normal")
+    ours = LSTM(6, return_sequences=True)
+    inputs = tf.random.normal((3, 7, 5))
+    upstream = tf.random.normal((3, 7, 6))  # differs at every step: none may be lost
+    for layer in (keras_own, ours):
+        layer.build(inputs.shape)
+    ours.set_weights(keras_own.get_weights())
+
+    def states_and_gradients(layer):
+        with tf.GradientTape() as tape:
+            tape.watch(inputs)
+            states = layer(inputs)
+        arguments = [inputs, *(weight.value for weight in layer.weights)]
+        return [states, *tape.gradient(states, arguments, upstream)]
+
+    expected, found = (
+        tf.function(lambda layer=layer: states_and_gradients(layer), jit_compile=xla)()
+        for layer in (keras_own, ours)
+    )
+    for array, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(array, wanted, rtol=1e-4, atol=1e-6)
