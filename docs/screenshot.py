@@ -37,6 +37,7 @@ def main() -> None:
     try:
         driver.get(f"http://127.0.0.1:{PORT}")
         wait = WebDriverWait(driver, PATIENCE)
+        wait.until(lambda d: d.find_element("css selector", ".gallery-item"))  # it comes last
         upload = wait.until(lambda d: d.find_element("css selector", "input[type=file]"))
         upload.send_keys(str(PHOTO))
         wait.until(lambda d: d.find_element("css selector", WORDS).text)

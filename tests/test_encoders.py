@@ -129,6 +129,7 @@ def write_official_layout(network, path, layers):
                 group[name] = array
 
 
+@pytest.mark.long
 def test_vgg16_fc2_equals_keras_on_hand_computed_pixels(vgg16, tmp_path):
     import keras
 

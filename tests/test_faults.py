@@ -46,6 +46,7 @@ def kill_again_and_again(command: list, kills: int, seconds: float, begun, after
         after_each()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kills", KILLS)
 def test_preprocess_killed_and_repeated_gives_the_same_bytes(demo, tmp_path, kills):
     output = tmp_path / "data"
@@ -95,6 +96,7 @@ def test_train_killed_and_resumed_ends_with_the_same_bits(small, tmp_path, kills
     assert killed_model == model
 
 
+@pytest.mark.long
 def test_a_checkpoint_of_another_run_is_refused(small, tmp_path):
     options = ["--data_dir", small / "data", "--units", 8, "--embedding_size", 8, "--epochs", 1]
     command = ["train.py", *options, "--model_path", tmp_path / "m.h5"]

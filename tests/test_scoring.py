@@ -161,6 +161,7 @@ def evaluate(demo, output, *arguments, code=0, run=run_here):
     )
 
 
+@pytest.mark.long
 def test_evaluate_writes_comparable_results(demo, captioner, tmp_path):
     done = evaluate(demo, tmp_path / "results", "--beam_size", 3, run=run_script)
     captions = json.loads((tmp_path / "results" / "captions.json").read_text())

@@ -155,6 +155,7 @@ def test_preprocess_options(dataset):
     assert text["settings"]["limit"] == 2
 
 
+@pytest.mark.long
 def test_without_lists_a_seeded_split_and_without_dev_a_training(dataset, tmp_path):
     for path in dataset.glob("Flickr_8k.*.txt"):
         path.unlink()

@@ -128,6 +128,7 @@ def test_a_place_for_tensorboard_that_is_none(small, tmp_path):
     assert done.stderr == f"error: --tensorboard {tmp_path / 'file'}: File exists. Name a folder.\n"
 
 
+@pytest.mark.long
 def test_a_training_that_diverges_ends_in_one_error(small, tmp_path):
     """With samples and dev images, in both scripts; what was trained before stays."""
     steps = ("--learning_rate", 1e30, "--epochs", 3)
