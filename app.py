@@ -1,6 +1,12 @@
-"""A page in the browser that captions photos and shows how probable each word was."""
+"""A page to try a captioner on: drop or take a photo, see its captions with their probabilities,
+how probable each word was, and, for an attention decoder, where each word looked.
 
-import argparse
+  pip install -r requirements-app.txt
+  python app.py                        then open http://127.0.0.1:7860
+
+The page is for this machine alone until --host says otherwise. It makes no outbound connections,
+and deletes what was uploaded after half an hour, or when it is stopped (Ctrl-C)."""
+
 import html
 import importlib.util
 import math
@@ -28,36 +34,16 @@ LOCAL = {"localhost", "127.0.0.1", "::1", "", None}  # None and "" are asked for
 PORT = cli.number(int, lambda value: 1 <= value < 2**16, f"between 1 and {2**16 - 1}")
 EXAMPLES = sorted((ROOT / "data" / "examples").glob("*.jpg"))
 
-DESCRIPTION = """\
-A page to try a captioner on: drop or take a photo, see its captions with their probabilities, how
-probable each word was, and, for an attention decoder, where each word looked.
-
-  pip install -r requirements-app.txt
-  python app.py                        then open http://127.0.0.1:7860
-
-Without --model_path, the model is chosen as generate_caption.py does. The page is for this machine
-alone until --host says otherwise. It makes no outbound connections, and deletes what was uploaded
-after half an hour, or when it is stopped (Ctrl-C)."""
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line's options, each with its default and its reason."""
-    parser = cli.parser(DESCRIPTION)
-    add = parser.add_argument
-    cli.add_model_option(parser)
-    cli.add_weights_option(parser)
-    add(
-        "--host",
-        default="127.0.0.1",
-        help="address to listen on; 0.0.0.0 opens the page to all machines",
-    )
-    add("--port", type=PORT, default=7860, help="port to listen on")
-    return parser.parse_args()
-
 
 def main() -> None:
     """Load the captioner, then serve the page until it is stopped."""
-    args = parse_arguments()
+    parser = cli.parser(__doc__)
+    cli.add_model_option(parser)
+    cli.add_weights_option(parser)
+    why = "address to listen on; 0.0.0.0 opens the page to all machines"
+    parser.add_argument("--host", default="127.0.0.1", help=why)
+    parser.add_argument("--port", type=PORT, default=7860, help="port to listen on")
+    args = parser.parse_args()
     if importlib.util.find_spec("gradio") is None:
         raise InputError("the page needs Gradio: pip install -r requirements-app.txt")
     cli.load_tensorflow()
@@ -74,11 +60,7 @@ def main() -> None:
 
 
 def serve(captioner, host: str, port: int) -> None:
-    """Answer at `host` and `port` until Ctrl-C.
-
-    Raises:
-        InputError: nothing can listen there.
-    """
+    """Answer at `host` and `port` until Ctrl-C. Raises InputError if nothing can listen there."""
     import gradio as gr
 
     page = build_page(captioner)
@@ -112,9 +94,7 @@ def stay_local(host: str) -> None:
     """Let this process connect to no other machine from now on.
 
     Gradio would fetch the address that a request names in place of an upload.
-
-    Raises:
-        InputError: there is no such host.
+    Raises InputError if there is no such host.
     """
     local = LOCAL | {host, host.encode()}
     try:
@@ -142,8 +122,8 @@ def build_page(captioner):
     blank = describe(captioner, np.zeros((224, 224, 3), np.uint8), 1, 1)
     has_attention = "attention" in blank["words"][0]
 
-    def read(photo: dict, *sizes: float) -> np.ndarray:
-        """The pixels of an upload; a bad one, or bad sizes, end in a message on the page."""
+    def read(photo: dict, *sizes: float) -> tuple:
+        """An upload's pixels, and whole sizes; bad ones end in a message on the page."""
         path = Path((photo or {}).get("path") or "")
         # Gradio only looks after what a request marks as a file; this machine has others.
         if not path.resolve().is_relative_to(Path(os.environ["GRADIO_TEMP_DIR"]).resolve()):
@@ -152,7 +132,7 @@ def build_page(captioner):
             message = f"Beam size and captions go from 1 to {MAX_BEAM}."
             raise gr.Error(message, print_exception=False)
         try:
-            return load_image(path)
+            return load_image(path), *map(int, sizes)
         except InputError as error:
             reason = str(error).removeprefix(f"{one_line(path)}: ")  # where it lies here
             message = html.escape(f"This file cannot be captioned: {reason}.")
@@ -160,14 +140,13 @@ def build_page(captioner):
 
     def caption(photo, beam_size, num_captions) -> dict:
         """The captions of a photo and the words of the best one, with their probabilities."""
-        pixels = read(photo, beam_size, num_captions)
-        return describe(captioner, pixels, int(beam_size), int(num_captions))
+        return describe(captioner, *read(photo, beam_size, num_captions))
 
     def show(photo, beam_size, num_captions) -> list:
         if not photo:  # it was removed
             return [None] * len(outputs)
-        pixels = read(photo, beam_size, num_captions)
-        description = describe(captioner, pixels, int(beam_size), int(num_captions))
+        pixels, *sizes = read(photo, beam_size, num_captions)
+        description = describe(captioner, pixels, *sizes)
         return [shares(description), scored_words(description), looks(description, pixels)]
 
     # Without preprocess=False, Gradio would open the file in any format that Pillow knows, and show
@@ -190,9 +169,8 @@ def build_page(captioner):
                     button = gr.Button("The same as JSON", size="sm")
                     as_json = gr.JSON(show_label=False)
         inputs = [photo, beam_size, num_captions]
-        changes = [part.change for part in inputs]
         last = {"trigger_mode": "always_last", "api_visibility": "private"}
-        gr.on(changes, show, inputs, outputs, **last, **options)
+        gr.on([part.change for part in inputs], show, inputs, outputs, **last, **options)
         button.click(caption, inputs, as_json, api_name="caption", **options)
     return page
 
@@ -202,10 +180,8 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
     features = captioner.encoder.encode(pixels[None])  # (1, *features_shape)
     beam = captioner.decode(features, beam_size)[0][:num_captions]
     words, probabilities, weights = captioner.explain(features, beam[0][0])
-    entries = [
-        {"word": word, "probability": float(p)}
-        for word, p in zip(words, probabilities, strict=True)
-    ]
+    pairs = zip(words, probabilities.tolist(), strict=True)
+    entries = [{"word": word, "probability": probability} for word, probability in pairs]
     if weights is not None:
         side = math.isqrt(weights.shape[1])
         for entry, cells in zip(entries, weights, strict=True):
@@ -221,10 +197,9 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
 
 def shares(description: dict) -> dict[str, float]:
     """Softmax of the captions' ranking scores: their order is that of the beam."""
-    scores = {entry["caption"]: entry["ranking"] for entry in description["captions"]}
-    best = max(scores.values())
-    total = sum(math.exp(score - best) for score in scores.values())
-    return {caption: math.exp(score - best) / total for caption, score in scores.items()}
+    entries = description["captions"]
+    odds = [math.exp(entry["ranking"] - entries[0]["ranking"]) for entry in entries]  # to the best
+    return {entry["caption"]: x / sum(odds) for entry, x in zip(entries, odds, strict=True)}
 
 
 def scored_words(description: dict) -> list[tuple[str, float]]:

@@ -1,36 +1,25 @@
-"""Put several captioners into one file and average their logits."""
+"""Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
+word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
 
-import argparse
+Reads   the .h5 files that are named, two or more.
+Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half the size.
+
+  python ensemble.py models/seed0.h5 models/seed1.h5 models/seed2.h5"""
+
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from captioning import cli
 from captioning.files import InputError
 
-DESCRIPTION = """\
-Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
-word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
-
-Reads   the .h5 files that are named, two or more.
-Writes  MODEL_PATH (.h5), for generate_caption.py and evaluate.py, as any other. Its weights are
-        stored as float16, for half the size.
-
-  python ensemble.py models/seed0.h5 models/seed1.h5 models/seed2.h5"""
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line's options."""
-    parser = cli.parser(DESCRIPTION)
-    parser.add_argument("members", type=Path, nargs="+", metavar="MODEL", help="what to put in")
-    parser.add_argument(
-        "--model_path", type=Path, default="models/ensemble.h5", help="what to write"
-    )
-    return parser.parse_args()
-
 
 def main() -> None:
     """Read the members, compare them, and write them as one."""
-    args = parse_arguments()
+    parser = cli.parser(__doc__)
+    add = parser.add_argument
+    add("members", type=Path, nargs="+", metavar="MODEL", help="what to put in")
+    add("--model_path", type=Path, default="models/ensemble.h5", help="what to write")
+    args = parser.parse_args()
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
     if len({path.resolve() for path in args.members}) < max(2, len(args.members)):
@@ -47,17 +36,14 @@ def main() -> None:
 
 
 def check(path: Path, captioner, first, first_path: Path) -> None:
-    """Make sure that `captioner` can be averaged with `first`.
-
-    Raises:
-        InputError: it is an ensemble itself, or of other sizes, words or features.
-    """
+    """Raises InputError where `captioner` is an ensemble, or cannot be averaged with `first`."""
     if captioner.config.members > 1:
         raise InputError(f"{path} is an ensemble itself: name its members instead.")
-    own, other = (asdict(replace(c.config, training={})) for c in (captioner, first))
+    own, other = (
+        asdict(replace(c.config, training={})) | {"vocabulary": c.vocabulary.words}
+        for c in (captioner, first)
+    )
     differing = [name for name in own if own[name] != other[name]]
-    if captioner.vocabulary.words != first.vocabulary.words:
-        differing.append("vocabulary")
     if differing:
         raise InputError(
             f"{path} differs from {first_path} in {', '.join(differing)}: train both on the same "

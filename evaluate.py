@@ -1,6 +1,16 @@
-"""Score a model on a split by the standard protocol, with baselines."""
+"""Score a captioner by pycocoevalcap: BLEU-1..4, ROUGE-L, CIDEr, and METEOR where Java is.
 
-import argparse
+Beside the model stand: the best constant caption; the model given other images' features (does
+it look at the picture?); one human caption against the others, and the model against the same.
+
+Reads   MODEL_PATH, DATA_DIR/features.pkl and DATA_DIR/captions.pkl.
+Writes  OUTPUT_DIR/captions.json, scores.json and gallery.png; the table goes to stdout.
+
+  python evaluate.py                                   # test split, greedy
+  python evaluate.py --split dev --beam_size 3
+
+Choose everything on the dev split, and score the test split once."""
+
 import json
 import time
 from importlib.metadata import version
@@ -12,29 +22,23 @@ from captioning import cli
 from captioning.captions import SPLITS, load_captions
 from captioning.features import load_features
 from captioning.files import InputError, atomic_path, sha256
+from captioning.scoring import Scorer, constant_caption
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
 
-DESCRIPTION = """\
-Score a captioner by pycocoevalcap: BLEU-1..4, ROUGE-L, CIDEr, and METEOR where Java is.
-
-Beside the model stand: the best constant caption; the model given other images' features (does
-it look at the picture?); one human caption against the others, and the model against the same.
-
-Reads   MODEL_PATH and DATA_DIR/features.pkl, captions.pkl (references and splits only).
-Writes  OUTPUT_DIR/captions.json, scores.json and gallery.png; the table goes to stdout.
-
-  python evaluate.py                                   # test split, greedy
-  python evaluate.py --split dev --beam_size 3
-
-Candidates and references are tokenized by this project alone; start and end are never scored.
-Choose everything on the dev split, and score the test split once."""
+SUMMARY = """\
+model: loss {loss_per_token:.4f} per token, {distinct_captions} distinct captions of {images}, \
+{copied_from_training:.1%} copied from training, {words_used} words used, \
+{mean_length:.1f} words each
+constant: "{constant_caption}"
+{split} split, {images} images, beam size {beam_size}, length penalty {length_penalty}, \
+decoded in {decoding_seconds:.1f} s"""
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The command line's options, each with its default and its reason."""
-    parser = cli.parser(DESCRIPTION)
+def main() -> None:
+    """Caption the split, score all rows, write the results."""
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     cli.add_model_option(parser)
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
@@ -43,12 +47,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, default="results", help="where the results go")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the gallery")
     add("--seed", type=cli.seed, default=0, help="of which other image's features are given")
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Caption the split, score all rows, write the results."""
-    args = parse_arguments()
+    args = parser.parse_args()
     model_path = args.model_path or cli.default_model()
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
     image_ids = text["splits"][args.split]
@@ -57,7 +56,6 @@ def main() -> None:
 
     cli.load_tensorflow()
     from captioning.batches import CaptionBatches, caption_rows
-    from captioning.scoring import Scorer
     from captioning.training import loss_per_token
     from model import Captioner
 
@@ -92,24 +90,13 @@ def main() -> None:
     draw_gallery(args, captions, references, each)
 
 
-def score_rows(
-    scorer, captions: dict[str, str], references, training, seed: int
-) -> tuple[dict[str, dict], np.ndarray]:
-    """Score the model and the rows beside it.
+def score_rows(scorer, captions, references, training, seed: int) -> tuple[dict, np.ndarray]:
+    """Scores of the model and the rows beside it, with a "protocol"; each model caption's CIDEr.
 
-    Args:
-        scorer: a `scoring.Scorer`.
-        captions: image id -> the model's caption.
-        references: image id -> human captions.
-        training: image id -> human captions, of the training split.
-        seed: of whose features are given to whom.
-
-    Returns:
-        Row name -> scores, with a "protocol", and the CIDEr of each of the model's captions.
+    By image id come the model's captions, their references, and the training split's human ones;
+    `seed` decides whose features are given to whom.
     """
     image_ids = list(captions)
-    from captioning.scoring import constant_caption
-
     scores, each = scorer.score(captions, references)
     rows = {"model": scores | statistics(captions, training)}
     constant = constant_caption(training)
@@ -159,43 +146,26 @@ def write_results(output_dir: Path, captions: dict[str, str], results: dict[str,
 
 def print_table(results: dict[str, dict]) -> None:
     """Print a row of scores each, and what the model's captions are like."""
-    shown = [name for name in TABLE if name in results["model"]]
+    model, protocol = results["model"], results["protocol"]
+    shown = [name for name in TABLE if name in model]
     rows = [name for name in results if name != "protocol"]
     width = max(map(len, rows)) + 2
     print(" " * width + "".join(f"{name:>9}" for name in shown))
     for row in rows:
         print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
-    model, protocol = results["model"], results["protocol"]
-    decoding = protocol["decoding"]
-    print(
-        f"model: loss {model['loss_per_token']:.4f} per token, {model['distinct_captions']} "
-        f"distinct captions of {protocol['images']}, {model['copied_from_training']:.1%} copied "
-        f"from training, {model['words_used']} words used, {model['mean_length']:.1f} words each"
-    )
-    print(f'constant: "{protocol["constant_caption"]}"')
-    print(
-        f"{protocol['split']} split, {protocol['images']} images, beam size "
-        f"{decoding['beam_size']}, length penalty {decoding['length_penalty']}, decoded in "
-        f"{protocol['decoding_seconds']:.1f} s"
-    )
+    print(SUMMARY.format_map(model | protocol | protocol["decoding"]))
 
 
 def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -> None:
     """Draw the best, the typical and the worst captions by CIDEr, where the photos are."""
-    order = np.argsort(-each, kind="stable")
-    middle = max(0, (len(order) - GALLERY_IMAGES) // 2)
-    places = [slice(GALLERY_IMAGES), slice(middle, middle + GALLERY_IMAGES)]
-    chosen = dict.fromkeys(  # in a small split: none twice
-        [i for place in (*places, slice(-GALLERY_IMAGES, None)) for i in order[place]]
-    )
-    image_ids = list(captions)
-    items = [
-        (
-            args.images_dir / image_ids[i],
-            [f"{each[i]:.2f}: {captions[image_ids[i]]}", f"({references[image_ids[i]][0]})"],
-        )
-        for i in chosen
-    ]
+    order, image_ids, n = np.argsort(-each, kind="stable"), list(captions), GALLERY_IMAGES
+    middle = max(0, (len(order) - n) // 2)
+    items = []
+    # In a small split none twice.
+    for i in dict.fromkeys([*order[:n], *order[middle : middle + n], *order[-n:]]):
+        image_id = image_ids[i]
+        lines = [f"{each[i]:.2f}: {captions[image_id]}", f"({references[image_id][0]})"]
+        items.append((args.images_dir / image_id, lines))
     missing = next((path for path, _ in items if not path.is_file()), None)
     if missing is not None:
         cli.log(f"no gallery: {missing} is not there. Name the photos' folder with --images_dir.")

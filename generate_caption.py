@@ -1,4 +1,13 @@
-"""Caption photos with a trained model."""
+"""Caption photos: one line each on stdout, everything else on stderr.
+
+  python generate_caption.py --image_path x.jpg
+  python generate_caption.py --image_path photos/ --format jsonl --output captions.jsonl
+  python generate_caption.py --image_path photos/ --sidecar     # photos/x.jpg -> photos/x.txt
+  python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
+
+Captions are written batch by batch; those for --output wait in FILE.partial until all are done. A
+stopped run loses one batch at most; the same command with --resume continues. A file that is not a
+readable image is named and skipped; the exit code is 0 unless no image could be captioned."""
 
 import argparse
 from collections.abc import Iterator
@@ -12,56 +21,27 @@ from captioning.files import InputError, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
 
-DESCRIPTION = """\
-Caption photos: one line each on stdout, everything else on stderr.
-
-  python generate_caption.py --image_path x.jpg
-  python generate_caption.py --image_path photos/ --format jsonl --output captions.jsonl
-  python generate_caption.py --image_path photos/ --sidecar     # photos/x.jpg -> photos/x.txt
-  python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
-
-Captions are written batch by batch: to stdout, into the sidecars, or into FILE.partial, one JSON
-object per photo, from which --output FILE is made when all is done. A stopped run loses one batch
-at most; the same command with --resume continues.
-
-Without --model_path, models/caption_model.h5 is taken (from train.py) where it exists, otherwise
-the captioner that is included, models/flickr8k_captioner.h5. Needs the model's .h5 and the weights
-of the CNN it was trained with, nothing else. A file that is not a readable image is named and
-skipped; the exit code is 0 unless no image could be captioned."""
-
-FORMAT_HELP = """\
-tsv: path, tab, caption (tabs, newlines and backslashes in paths escaped); jsonl: one object a line;
-csv: with a header; coco: one JSON list of image_id (the file name) and caption, as the COCO scorers
-read it"""
-SIDECAR_HELP = """\
-write each caption into a file of its own beside the photo, x.txt for x.jpg, as training data for
-image generators has it; replaces those that are there"""
-
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
-    parser = cli.parser(DESCRIPTION)
-    add = parser.add_argument
+    parser = cli.parser(__doc__)
+    add, count = parser.add_argument, cli.positive_int
     why = "photos, or folders whose photos are all captioned; each photo once"
     add("--image_path", nargs="+", required=True, metavar="FILE_OR_FOLDER", help=why)
     cli.add_model_option(parser)
     cli.add_weights_option(parser)
-    add("--format", choices=FORMATS, default="tsv", help=FORMAT_HELP)
+    why = "tsv: path, tab, caption; jsonl: an object a line; csv; coco: a list for COCO's scorers"
+    add("--format", choices=FORMATS, default="tsv", help=why)
     place = parser.add_mutually_exclusive_group()
-    why = "write there instead of to stdout; a file that is there is never replaced"
-    place.add_argument("--output", type=Path, metavar="FILE", help=why)
-    place.add_argument("--sidecar", action="store_true", help=SIDECAR_HELP)
-    why = (
-        "leave out the photos that FILE.partial, or a file beside them, has a caption of already; "
-        "give the options of before"
-    )
-    add("--resume", action="store_true", help=why)
+    place.add_argument("--output", type=Path, metavar="FILE", help="a new file, not stdout")
+    why = "write each to a file beside its photo, x.txt for x.jpg; replaces those that are there"
+    place.add_argument("--sidecar", action="store_true", help=why)
+    add("--resume", action="store_true", help="skip what is captioned; give the options of before")
     cli.add_decoding_options(parser)
     why = "the N best of the beam (N <= K), each with the logarithm of its probability"
-    add("--num_captions", type=cli.positive_int, default=1, metavar="N", help=why)
+    add("--num_captions", type=count, default=1, metavar="N", help=why)
     add("--save_figure", type=Path, metavar="FILE", help="draw the photos with their captions")
-    why = "photos per pass of the CNN; more takes more memory and is hardly faster"
-    add("--batch_size", type=cli.positive_int, default=16, help=why)
+    add("--batch_size", type=count, default=16, help="photos per pass; more is hardly faster")
     args = parser.parse_args()
     if args.num_captions > args.beam_size:
         parser.error(f"--num_captions {args.num_captions} needs --beam_size {args.num_captions}")
@@ -115,8 +95,7 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
         raise InputError(f"--output {args.output} is a folder: name a file.")
     if args.output.exists() and not args.output.is_file():  # a pipe, or a device
         return Stream(args.format, args.num_captions, args.output.open("w", newline="", **TEXT))
-    names = ("weights", "beam_size", "length_penalty")
-    settings = {name: getattr(args, name) for name in names}
+    settings = {name: getattr(args, name) for name in ("weights", "beam_size", "length_penalty")}
     if args.model_path.is_file():
         settings["model"] = sha256(args.model_path)
     return OutputFile(args.output, args.format, args.num_captions, settings)
@@ -124,12 +103,8 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
 
 def expand(arguments: list[str]) -> Iterator[Path]:
     """The files named, and the images in the folders named."""
-    for argument in arguments:
-        path = Path(argument)
-        if not path.is_dir():
-            yield path
-            continue
-        images = list_images(path)
+    for path in map(Path, arguments):
+        images = list_images(path) if path.is_dir() else [path]
         if not images:
             cli.log(f"no images in {path}: it has no file named like .jpg or .png")
         yield from images
@@ -144,17 +119,16 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
     with ThreadPoolExecutor() as pool, cli.progress(len(photos), "image") as bar:
         for start in range(0, len(photos), args.batch_size):
             chunk = photos[start : start + args.batch_size]
-            readable, batch = [], []
+            batch = {}  # photo -> pixels (224, 224, 3)
             for photo, (pixels, error) in zip(chunk, pool.map(try_load_image, chunk), strict=True):
                 if error:
                     cli.log(f"skipped: {error}")
                 else:
-                    readable.append(photo)
-                    batch.append(pixels)  # (224, 224, 3)
+                    batch[photo] = pixels
             if batch:
-                features = captioner.encoder.encode(np.stack(batch))  # (B, *features_shape)
+                features = captioner.encoder.encode(np.stack([*batch.values()]))  # (B, …)
                 beams = captioner.decode(features, args.beam_size, args.length_penalty)
-                yield from zip(readable, beams, strict=True)
+                yield from zip(batch, beams, strict=True)
             bar.update(len(chunk))
 
 

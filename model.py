@@ -1,15 +1,17 @@
 """The merge network of the paper, and the Captioner: a decoder put to use, in one .h5 file."""
 
+import functools
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 from keras import layers
 
 from captioning.attention import AttentionDecoder
 from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
-from captioning.decoder import LSTM, Decoder, Ensemble
+from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import NEG_INF, beam_search
 from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
 from captioning.files import InputError
@@ -23,7 +25,7 @@ from captioning.model_file import (
 )
 
 
-class MergeDecoder(Decoder):
+class MergeDecoder(LSTMDecoder):
     """The LSTM reads words alone; the photo is added to what it has read (Tanti et al. 2017).
 
     features (B, feature_size) ─ FeatureInput ─ Dense, relu ───────────────┐
@@ -37,7 +39,6 @@ class MergeDecoder(Decoder):
     kinds = ("pooled", "layers")
 
     def build(self, config) -> None:
-        """Make the layers: the photo's, the words', those of both."""
         width = config.merge_units
         self.image_input = self.add_feature_input("image")
         self.image = layers.Dense(width, activation="relu", name="image")
@@ -54,22 +55,6 @@ class MergeDecoder(Decoder):
         """Features (B, feature_size) -> the photo's summand (B, 1, merge_units)."""
         return self.image_step(self.image(self.image_input(features, training)))
 
-    def logits_of(self, image, tokens):
-        """Whole captions: tokens (B, T) -> logits (B, T, V)."""
-        return self.combine(image, self.lstm(self.embed(tokens)))
-
-    def init_state(self, features, training: bool = False):
-        """The LSTM's hidden and cell state (W, units) each, and what `project` gives."""
-        image = self.project(features, training)
-        zeros = tf.zeros([tf.shape(image)[0], self.config.units])
-        return zeros, zeros, image
-
-    def step(self, tokens, state):
-        """One word on: tokens (W,) -> logits (W, V) and the next state."""
-        hidden, cell, image = state
-        _, (hidden, cell) = self.lstm.cell(self.embedding(tokens), (hidden, cell))
-        return self.combine(image, hidden[:, None])[:, 0], (hidden, cell, image)
-
     def combine(self, image, hidden):
         """The photo's summand and the LSTM's output (B, T, units) -> logits (B, T, V)."""
         words = self.words(hidden) if self.words else hidden  # (B, T, merge_units)
@@ -80,15 +65,8 @@ class MergeDecoder(Decoder):
 # What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
 DECODERS = {"merge": MergeDecoder, "attention": AttentionDecoder}
 # Upper bounds for the sizes read from a file: beyond them is a mistake or an attack.
-LIMITS = {
-    "feature_size": 2**20,
-    "vocabulary_size": 2**20,
-    "max_length": MAX_CAPTION_WORDS,
-    "embedding_size": 2**14,
-    "units": 2**14,
-    "merge_units": 2**14,
-    "members": 2**4,
-}
+LIMITS = {"feature_size": 2**20, "vocabulary_size": 2**20, "max_length": MAX_CAPTION_WORDS}
+LIMITS |= {"embedding_size": 2**14, "units": 2**14, "merge_units": 2**14, "members": 2**4}
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
 
@@ -96,8 +74,7 @@ DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and me
 class CaptionerConfig:
     """The few numbers that, with the weights and the vocabulary, make a captioner.
 
-    Raises:
-        InputError: one is not of its type, or out of its range.
+    Raises InputError if one is not of its type, or out of its range.
     """
 
     feature_size: int  # floats per image, or per cell of its grid
@@ -116,11 +93,9 @@ class CaptionerConfig:
 
     def __post_init__(self):
         for known in fields(self):
-            value = getattr(self, known.name)
-            if type(value) is not known.type:
-                raise InputError(
-                    f"{known.name} is {value!r:.50}, not of type {known.type.__name__}"
-                )
+            kind, value = known.type, getattr(self, known.name)
+            if type(value) is not kind:
+                raise InputError(f"{known.name} is {value!r:.50}, not of type {kind.__name__}")
         for name, limit in LIMITS.items():
             if not 1 <= getattr(self, name) <= limit:
                 raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
@@ -128,10 +103,8 @@ class CaptionerConfig:
             raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
         kinds = DECODERS[self.decoder].kinds if self.decoder in DECODERS else ()
         for name, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("features", kinds)):
-            if getattr(self, name) not in known:
-                raise InputError(
-                    f"its {name} is {getattr(self, name)!r:.50}, not one of {', '.join(known)}"
-                )
+            if (value := getattr(self, name)) not in known:
+                raise InputError(f"its {name} is {value!r:.50}, not one of {', '.join(known)}")
 
     @property
     def features_shape(self) -> tuple[int, ...]:
@@ -140,21 +113,20 @@ class CaptionerConfig:
 
     def count_parameters(self) -> int:
         """The network's parameters; none is made."""
-        return self.members * DECODERS[self.decoder].count(replace(self, members=1))
+        with keras.StatelessScope(initialize_variables=False):
+            return self.members * build_decoder(replace(self, members=1)).network.count_params()
 
 
-def build_decoder(
-    config: CaptionerConfig, log_frequencies: np.ndarray | None = None
-) -> Decoder | Ensemble:
+def build_decoder(config: CaptionerConfig, log_frequencies=None) -> Decoder | Ensemble:
     """The network of `config`, untrained; for `log_frequencies` see `Decoder`."""
     decoder = DECODERS[config.decoder]
     if config.members == 1:
         return decoder(config, log_frequencies)
-    alone = replace(config, members=1)
-    names = [f"member{number}" for number in range(1, config.members + 1)]
-    return Ensemble([decoder(alone, name=name) for name in names], config)
+    alone, numbers = replace(config, members=1), range(1, config.members + 1)
+    return Ensemble([decoder(alone, name=f"member{number}") for number in numbers], config)
 
 
+@dataclass(eq=False)
 class Captioner:
     """A trained decoder with its vocabulary: features or photos in, sentences out.
 
@@ -162,35 +134,21 @@ class Captioner:
     'a dog runs through the grass'
     """
 
-    def __init__(
-        self,
-        decoder: Decoder | Ensemble,
-        vocabulary: Vocabulary,
-        config: CaptionerConfig,
-        weights: str = "imagenet",
-    ):
-        self.decoder, self.vocabulary, self.config = decoder, vocabulary, config
-        self.encoder_weights = weights
-        self._encoder: Encoder | None = None
-        self._searches: dict[int, tf.types.experimental.PolymorphicFunction] = {}  # by beam size
-
-    # -- the .h5 file --------------------------------------------------------------------------
+    decoder: Decoder | Ensemble
+    vocabulary: Vocabulary
+    config: CaptionerConfig
+    encoder_weights: str = "imagenet"  # as in `Encoder`
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
-        config = asdict(self.config)
-        write_model(path, self.decoder.network, self.vocabulary.words, config, half)
+        write_model(path, self.decoder.network, self.vocabulary.words, asdict(self.config), half)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
-        """Read a captioner; its encoder is built when the first photo comes.
+        """Read what `save` wrote; a file from elsewhere cannot do harm.
 
-        Args:
-            path: an .h5 that `save` wrote; a file from elsewhere cannot do harm.
-            weights: the encoder's, as in `Encoder`.
-
-        Raises:
-            InputError: the file is missing or is no captioner.
+        The encoder is built when the first photo comes. Raises InputError if the file is missing
+        or is no captioner.
         """
         with open_model(path) as file:
             words, description = read_description(file)
@@ -210,9 +168,8 @@ class Captioner:
     def check_features(self, features: dict) -> None:
         """Make sure that the content of features.pkl is what the captioner was trained on.
 
-        Raises:
-            InputError: the features come from another encoder, or other weights of it, or are of
-                another kind or size.
+        Raises InputError if they come from another encoder, or other weights of it, or are of
+        another kind or size.
         """
         config, shape = self.config, features["features"].shape[1:]
         if (features["kind"], shape) != (config.features, config.features_shape):
@@ -229,24 +186,19 @@ class Captioner:
                 f"that encoder and those weights."
             )
 
-    # -- captions ------------------------------------------------------------------------------
-
-    @property
+    @functools.cached_property
     def encoder(self) -> Encoder:
         """The CNN that the training features came from.
 
-        Raises:
-            InputError: its weights cannot be loaded, or are not those used in training.
+        Raises InputError if its weights cannot be loaded, or are not those used in training.
         """
-        if self._encoder is None:
-            encoder = Encoder(self.config.encoder, self.encoder_weights, self.config.features)
-            if encoder.weights_hash != self.config.weights_hash:
-                raise InputError(
-                    f"the {encoder.name} weights ({self.encoder_weights}) are not those the "
-                    f"captioner was trained with. Name the same ones with --weights."
-                )
-            self._encoder = encoder
-        return self._encoder
+        encoder = Encoder(self.config.encoder, self.encoder_weights, self.config.features)
+        if encoder.weights_hash != self.config.weights_hash:
+            raise InputError(
+                f"the {encoder.name} weights ({self.encoder_weights}) are not those the "
+                f"captioner was trained with. Name the same ones with --weights."
+            )
+        return encoder
 
     def caption(self, image, beam_size: int = 1) -> str:
         """Caption one image: a path, a PIL image, or (224, 224, 3) uint8 pixels."""
@@ -267,27 +219,25 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """The beam of every image, best first: (sentence, summed log-probability) pairs.
 
-        Args:
-            features: (N, *config.features_shape).
-            beam_size: hypotheses kept at each step; 1 is greedy decoding.
-            length_penalty: see `decoding.beam_search`.
+        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`.
         """
-        if beam_size not in self._searches:
-            self._searches[beam_size] = tf.function(
-                lambda *arguments: self._search(beam_size, *arguments), reduce_retracing=True
-            )
         penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
         beams = []
         for start in range(0, len(features), DECODING_BATCH):
             batch = np.asarray(features[start : start + DECODING_BATCH])
-            tokens, scores = self._searches[beam_size](batch, penalty)  # (B, K, …), (B, K)
-            for ids, sums in zip(tokens.numpy(), scores.numpy(), strict=True):
-                found = [
-                    (self.vocabulary.decode(i), float(s)) for i, s in zip(ids, sums, strict=True)
-                ]
+            tokens, scores = self._searches(beam_size)(batch, penalty)  # (B, K, …), (B, K)
+            for ids, sums in zip(tokens.numpy(), scores.numpy().tolist(), strict=True):
+                found = list(zip(map(self.vocabulary.decode, ids), sums, strict=True))
                 # Of NaN weights nothing is probable: the first caption stays all the same.
                 beams.append([entry for entry in found if entry[1] > NEG_INF] or found[:1])
         return beams
+
+    @functools.cached_property
+    def _searches(self):
+        """By beam size, a compiled search: TensorFlow warns of one that is traced for each size."""
+        return functools.cache(
+            lambda size: tf.function(functools.partial(self._search, size), reduce_retracing=True)
+        )
 
     def _search(self, beam_size: int, features, length_penalty):
         """Features (B, …) and a scalar -> tokens (B, K, max_length) and scores (B, K)."""
@@ -302,14 +252,9 @@ class Captioner:
     ) -> tuple[list[str], np.ndarray, np.ndarray | None]:
         """How probable each word of a caption was after those before it, and where it looked.
 
-        Args:
-            features: (1, *config.features_shape), of one image.
-            caption: a sentence from `decode`.
-
-        Returns:
-            The T words, <end> among them where the network produced it; their probabilities (T,),
-            whose product is the caption's; the cells' weights (T, cells), or None without
-            attention.
+        Features (1, *config.features_shape) and a sentence from `decode` -> the T words, <end>
+        among them where the network produced it; their probabilities (T,), whose product is the
+        caption's; the cells' weights (T, cells), or None without attention.
         """
         # Only a caption of max_length words ends without END.
         ids = np.array([self.vocabulary.encode(caption)[: self.config.max_length + 1]], np.int32)

@@ -1,4 +1,18 @@
-"""Train the caption network on the two pickles of preprocess.py."""
+"""Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
+
+Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
+Writes  MODEL_PATH (.h5, the epoch with the best dev loss), and beside it the history (.csv), its
+        curves (.png), and what --resume needs (.checkpoint.npz).
+
+  python train.py
+  python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
+  python train.py --decoder attention            # after preprocess.py --features grid
+  python train.py --resume                       # after a stop, with the options of before
+  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5 # --features layers
+
+Losses are in nats per token: of every word, and of the end of every caption. However a run is
+stopped, with --resume it ends as if it had not been, to the last bit on the same machine.
+finetune.py then trains the captioner on CIDEr."""
 
 import argparse
 import itertools
@@ -13,72 +27,36 @@ from captioning.captions import SPECIAL_TOKENS, UNKNOWN, Vocabulary, load_captio
 from captioning.features import load_features
 from captioning.files import InputError
 
-# What a new captioner is made of; one that starts from another has the sizes of that one.
-SIZES = {
-    "decoder": "merge",
-    "embedding_size": 256,
-    "units": 256,
-    "merge_units": None,
-    "dropout": 0.5,
-}
+# Options of a new captioner; one that starts from another is like that one.
+SIZES = ("decoder", "embedding_size", "units", "merge_units", "dropout")
 OFFSET_BATCHES = 16  # of captions, on which the offset of the known words' logits is measured
-
-DESCRIPTION = """\
-Train the LSTM merge network: Adam, sparse categorical cross-entropy on whole captions.
-
-Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, from preprocess.py.
-Writes  MODEL_PATH (.h5, the epoch with the best dev loss; all that captioning needs but the CNN's
-        weights), and beside it the history (.csv), its curves (.png), and what --resume needs
-        (.checkpoint.npz).
-
-  python train.py
-  python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
-  python train.py --decoder attention            # after preprocess.py --features grid
-  python train.py --resume                       # after a stop, with the options of before
-  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5 # --features layers
-
-Losses are natural logarithms per token: summed over every word and the end of every caption,
-divided by their number. However a run is stopped, the epoch kept so far is on the disk, and with
---resume it ends as if it had not been stopped, to the last bit on the same machine. finetune.py
-then trains the captioner on CIDEr."""
-
-INIT_HELP = """\
-start from this trained model, on other data with features of the same kind: its sizes, decoder and
-dropout stay; its vocabulary is inherited, and new words are appended"""
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
-    parser = cli.parser(DESCRIPTION)
+    parser = cli.parser(__doc__)
     add, count = parser.add_argument, cli.positive_int
     add("--model_path", type=Path, default=cli.TRAINED, help="what to write")
     add("--finetune_cider", metavar="MODEL", help=argparse.SUPPRESS)
-    add("--init_from", type=Path, metavar="MODEL", help=INIT_HELP)
+    why = "trained model, whose sizes, decoder, dropout and words stay; new words are appended"
+    add("--init_from", type=Path, metavar="MODEL", help=why)
     batch = "captions per step"
     cli.add_training_options(parser, epochs=20, batch_size=64, learning_rate=1.5e-3, batch=batch)
-    why = (
-        "merge: one vector per image; attention: each word looks at some of its 7 × 7 cells "
-        "(default: merge)"
-    )
-    add("--decoder", choices=cli.DECODER_NAMES, help=why)
-    add("--embedding_size", type=count, help="floats per word (default: 256)")
-    add("--units", type=count, help="width of the LSTM (default: 256)")
-    why = "width of the layers where image and words are added (default: as --units)"
-    add("--merge_units", type=count, help=why)
-    why = (
-        "share dropped of the features and the word vectors: without it the network soon knows the "
-        "training photos by heart (default: 0.5)"
-    )
-    add("--dropout", type=cli.fraction, help=why)
+    why = "merge: one vector per image; attention: each word looks at some of its 7 × 7 cells"
+    add("--decoder", choices=cli.DECODER_NAMES, default="merge", help=why)
+    add("--embedding_size", type=count, default=256, help="floats per word")
+    add("--units", type=count, default=256, help="width of the LSTM")
+    add("--merge_units", type=count, help="width of the sum of image and words (default: --units)")
+    why = "share dropped of features and word vectors, or photos would soon be known by heart"
+    add("--dropout", type=cli.fraction, default=0.5, help=why)
     args = parser.parse_args()
     if args.finetune_cider:
         parser.error(f"fine-tuning is now: python finetune.py {args.finetune_cider}")
-    given = [f"--{name}" for name in SIZES if getattr(args, name) is not None]
+    parser.set_defaults(**dict.fromkeys(SIZES))  # what still has a value was given
+    given = [f"--{name}" for name in SIZES if getattr(parser.parse_args(), name) is not None]
     if given and args.init_from:
         parser.error(f"{given[0]}: that stays as it is in the model that is started from")
-    for name, default in SIZES.items():
-        if getattr(args, name) is None:
-            setattr(args, name, default)
+    args.merge_units = args.merge_units or args.units
     return args
 
 
@@ -99,7 +77,11 @@ def main() -> None:
     options = Options.from_arguments(args)
     record = options.record(args.batch_size, features, text)
     if args.init_from:
-        start = load_start(args.init_from, features)
+        start = Captioner.load(args.init_from)
+        start.check_features(features)
+        members = start.config.members
+        if members > 1:
+            cli.log(f"{args.init_from} is an ensemble: starting from the first of its {members}.")
         vocabulary, config = extend(start, text, record)
     else:
         vocabulary = Vocabulary(text["vocabulary"])
@@ -121,16 +103,11 @@ def main() -> None:
     )
     if dev is None:
         cli.log("no dev captions: training without validation; the last epoch is kept.")
-    captioner = Captioner(decoder, vocabulary, config)
-    fit(captioner, train, dev, options, dev_examples(features, text))
+    fit(Captioner(decoder, vocabulary, config), train, dev, options, dev_examples(features, text))
 
 
 def new_config(args, features: dict, text: dict, record: dict):
-    """The sizes of a captioner that is trained from scratch.
-
-    Raises:
-        InputError: the decoder takes features of another kind.
-    """
+    """The sizes of a new captioner; raises InputError where its decoder takes other features."""
     from model import DECODERS, CaptionerConfig
 
     kinds = DECODERS[args.decoder].kinds
@@ -146,40 +123,15 @@ def new_config(args, features: dict, text: dict, record: dict):
         encoder=features["encoder"],
         weights_hash=features["weights_hash"],
         features=features["kind"],
-        decoder=args.decoder,
-        embedding_size=args.embedding_size,
-        units=args.units,
-        merge_units=args.merge_units or args.units,
-        dropout=args.dropout,
         training=record,
+        **{name: getattr(args, name) for name in SIZES},
     )
-
-
-# -- starting from a trained captioner ---------------------------------------------------------
-
-
-def load_start(path: Path, features: dict):
-    """The captioner to start from; of an ensemble the first member is taken.
-
-    Raises:
-        InputError: it is no captioner, or takes other features.
-    """
-    from model import Captioner
-
-    start = Captioner.load(path)
-    start.check_features(features)
-    if start.config.members > 1:
-        cli.log(f"{path} is an ensemble: starting from the first of its {start.config.members}.")
-    return start
 
 
 def extend(start, text: dict, record: dict):
     """The vocabulary and the sizes of a captioner that starts from another: its words come first.
 
-    Args:
-        start: the trained captioner.
-        text: the content of captions.pkl.
-        record: what the new captioner's file says of its training.
+    `text` is the content of captions.pkl, `record` what the new file says of its training.
     """
     known = start.vocabulary
     new = [word for word in text["vocabulary"] if word not in known.ids]
@@ -198,17 +150,10 @@ def start_from(decoder, pretrained, batches) -> None:
     """Copy all that `pretrained` knows into a new network, which may know more words.
 
     The vectors and output weights of new words are random, their bias is the logarithm of their
-    share of the new captions; but offset to where the known words' logits are. The softmax takes no
+    share of the new captions, offset to where the known words' logits are. The softmax takes no
     notice of an offset, so training leaves it several nats too low or too high, and next to low
-    logits new words would dominate the softmax.
-
-    The features' moments are copied as well: the weights that follow were trained on features that
-    were standardized so.
-
-    Args:
-        decoder: new, of the sizes of `pretrained` but for the vocabulary.
-        pretrained: trained.
-        batches: the new training captions.
+    logits new words would dominate. The features' moments are copied as well: the weights that
+    follow were trained on features standardized so.
     """
     decoder.copy_pretrained(pretrained)
     known = pretrained.config.vocabulary_size

@@ -1,6 +1,4 @@
-"""What a user would otherwise run, in Keras: the loop that most captioning code of this kind has.
-
-    python benchmarks/classic.py train FOLDER        (see speed.py)
+"""The usual loop in Keras: python benchmarks/classic.py train FOLDER (see speed.py).
 
 Prefix samples, padded on the left, for `fit`.
 """
@@ -12,30 +10,28 @@ from pathlib import Path
 
 import numpy as np
 import workload
+from workload import BATCH_SIZE, EMBEDDING_SIZE, FEATURE_SIZE, UNITS, VOCABULARY_SIZE
 
 from captioning import cli
 
 MAX_LENGTH = workload.FIRST_LENGTH + len(workload.LENGTHS) - 1 + 1  # words and the start token
 STEPS, WARM_UP = 60, 10  # batches measured, and before them
-START, END = 2, 3
 
 
 def build():
     """The merge model as it is usually written: one next word for one prefix."""
     from keras import Input, Model, layers
 
-    features = Input((workload.FEATURE_SIZE,))
+    features = Input((FEATURE_SIZE,))
     image = layers.Dropout(0.5)(features)
-    image = layers.Dense(workload.UNITS, activation="relu")(image)  # (B, units)
+    image = layers.Dense(UNITS, activation="relu")(image)  # (B, units)
     prefix = Input((MAX_LENGTH,))
-    text = layers.Embedding(workload.VOCABULARY_SIZE, workload.EMBEDDING_SIZE, mask_zero=True)(
-        prefix
-    )
+    text = layers.Embedding(VOCABULARY_SIZE, EMBEDDING_SIZE, mask_zero=True)(prefix)
     text = layers.Dropout(0.5)(text)  # (B, MAX_LENGTH, embedding_size)
-    text = layers.LSTM(workload.UNITS)(text)  # (B, units)
+    text = layers.LSTM(UNITS)(text)  # (B, units)
     merged = layers.add([image, text])
-    merged = layers.Dense(workload.UNITS, activation="relu")(merged)
-    outputs = layers.Dense(workload.VOCABULARY_SIZE, activation="softmax")(merged)
+    merged = layers.Dense(UNITS, activation="relu")(merged)
+    outputs = layers.Dense(VOCABULARY_SIZE, activation="softmax")(merged)
     model = Model([features, prefix], outputs)  # (B, vocabulary_size)
     model.compile(loss="sparse_categorical_crossentropy", optimizer="adam")
     return model
@@ -45,26 +41,19 @@ def prefix_batches(features, encoded):
     """Every prefix of every caption with its next word, 64 at a time, for ever."""
     from keras.utils import pad_sequences
 
-    def samples():
-        for row, ids in itertools.cycle(encoded):
-            for end in range(1, len(ids)):
-                yield features[row], ids[:end], ids[end]
-
-    stream = samples()
+    endless = itertools.cycle(encoded)
+    samples = ((row, ids[:end], ids[end]) for row, ids in endless for end in range(1, len(ids)))
     while True:
-        images, prefixes, targets = zip(*itertools.islice(stream, workload.BATCH_SIZE), strict=True)
-        yield (np.array(images), pad_sequences(prefixes, MAX_LENGTH)), np.array(targets)
+        rows, prefixes, targets = zip(*itertools.islice(samples, BATCH_SIZE), strict=True)
+        yield (features[list(rows)], pad_sequences(prefixes, MAX_LENGTH)), np.array(targets)
 
 
 def train(folder: Path) -> None:
     """Seconds an epoch of all prefixes would take, from a sample of its batches."""
     import keras
 
-    numbers = {word: number for number, word in enumerate(workload.words())}
-    encoded = [
-        (row, [START, *(numbers[word] for word in caption.split()), END])
-        for row, caption in workload.captions()
-    ]
+    encode = workload.vocabulary().encode
+    encoded = [(row, encode(caption)) for row, caption in workload.captions()]
     prefixes = sum(len(ids) - 1 for _, ids in encoded)
     times = []
     clock = keras.callbacks.LambdaCallback(
@@ -73,7 +62,7 @@ def train(folder: Path) -> None:
     batches = prefix_batches(workload.features(folder), encoded)
     build().fit(batches, steps_per_epoch=WARM_UP + STEPS, callbacks=[clock], verbose=0)
     step = (times[-1] - times[WARM_UP - 1]) / STEPS
-    workload.report(seconds=step * prefixes / workload.BATCH_SIZE)
+    workload.report(seconds=step * prefixes / BATCH_SIZE)
 
 
 if __name__ == "__main__":

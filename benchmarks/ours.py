@@ -1,7 +1,6 @@
 """The repository's own figures: python benchmarks/ours.py TASK FOLDER (see speed.py)."""
 
 import csv
-import shutil
 import statistics
 import sys
 import tempfile
@@ -55,7 +54,8 @@ def caption(folder: Path) -> None:
         ("beam_3", 256, 1024, 3),
     ):
         run(batch_size, count, beam_size)  # traced here
-        figures[name] = count / median_seconds(run, batch_size, count, beam_size)
+        times = [seconds(run, batch_size, count, beam_size) for _ in range(TURNS)]
+        figures[name] = count / statistics.median(times)
     workload.report(**figures)
 
 
@@ -71,9 +71,8 @@ def extract(folder: Path, name: str) -> None:
     encoder.encode(pixels[:PASS])  # traced here
 
     def from_files():
-        shards = Path(tempfile.mkdtemp(dir=folder))
-        extract_features(encoder, paths, shard_files(encoder, paths, shards), PASS)
-        shutil.rmtree(shards)
+        with tempfile.TemporaryDirectory(dir=folder) as shards:
+            extract_features(encoder, paths, shard_files(encoder, paths, Path(shards)), PASS)
 
     def bare():
         for start in range(0, len(pixels), PASS):
@@ -100,11 +99,6 @@ def seconds(run, *arguments) -> float:
     start = time.perf_counter()
     run(*arguments)
     return time.perf_counter() - start
-
-
-def median_seconds(run, *arguments) -> float:
-    """The median of several calls."""
-    return statistics.median(seconds(run, *arguments) for _ in range(TURNS))
 
 
 if __name__ == "__main__":

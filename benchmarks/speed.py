@@ -10,18 +10,17 @@ measured on a sample and scaled, as the table says. The last line is one JSON ob
 import argparse
 import json
 import os
-import platform
-import statistics
 import subprocess
 import sys
 import time
 from importlib.metadata import version
+from operator import itemgetter
 from pathlib import Path
 
+import numpy as np
 import workload
 
 HERE = Path(__file__).resolve().parent
-ENCODERS = {"vgg16": "vgg16", "lite0": "efficientnet_lite0"}
 TURNS = 3
 CLI_TURNS = 5
 
@@ -37,65 +36,61 @@ def measure(script: str, task: str, folder: Path, python: str = sys.executable) 
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def in_turns(contestants: dict[str, tuple], folder: Path) -> dict[str, list[dict]]:
-    """Measure each of {name: (script, task, …)} `TURNS` times, one after the other."""
-    results = {name: [] for name in contestants}
-    for _ in range(TURNS):
-        for name, (script, task, *python) in contestants.items():
-            results[name].append(measure(script, task, folder, *python))
-    return results
+def measure_python(*arguments) -> dict:
+    """Seconds and peak memory of a run of Python."""
+    start = time.perf_counter()
+    nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen([sys.executable, *arguments], **nowhere)
+    _, status, usage = os.wait4(process.pid, 0)  # the only way to one child's peak memory
+    if status:
+        raise SystemExit(f"{arguments} failed")
+    return {"seconds": time.perf_counter() - start, "peak_mb": usage.ru_maxrss / 1024}
 
 
-def median(results: list[dict], key: str) -> float:
-    """The median of a figure over the turns."""
-    return statistics.median(result[key] for result in results)
+def compare(run, contestants: dict[str, tuple], base: int, turns: int) -> list[tuple]:
+    """Call `run` on each in turns: medians of (name, seconds, their ratio to `base`'s, peak MB)."""
+    figures = itemgetter("seconds", "peak_mb")
+    results = [[figures(run(*each)) for each in contestants.values()] for _ in range(turns)]
+    seconds, peaks = np.array(results).T  # (contestants, turns) each
+    medians = np.median([seconds, seconds / seconds[base], peaks], axis=2)  # (3, contestants)
+    return list(zip(contestants, *medians.tolist(), strict=True))
 
 
 def training(folder: Path, torch_python: str | None) -> tuple[list, dict]:
     """An epoch of training: rows for the table, and the ratios to ours."""
     contestants = {
-        "ours": ("ours", "train"),
-        "floor": ("floor", "train"),
-        "classic": ("classic", "train"),
+        "ours, 30,000 captions": ("ours", "train", folder),
+        "its matrix products alone (NumPy)": ("floor", "train", folder),
+        "Keras `fit` on every prefix (70 batches, scaled)": ("classic", "train", folder),
     }
     if torch_python:
-        contestants["torch"] = ("torch_packed", "train", torch_python)
-    names = {
-        "ours": "ours, 30,000 captions",
-        "floor": "its matrix products alone (NumPy)",
-        "classic": "Keras `fit` on every prefix (70 batches, scaled)",
-        "torch": "PyTorch, packed sequences (a third, scaled)",
-    }
-    results, rows, figures = in_turns(contestants, folder), [], {}
-    for name, other in results.items():
-        pairs = zip(results["ours"], other, strict=True)
-        ratio = statistics.median(b["seconds"] / a["seconds"] for a, b in pairs)
-        figures[f"train_vs_{name}"] = ratio
-        seconds = f"{median(other, 'seconds'):,.1f} s per epoch"
-        rows.append((f"training, {names[name]}", seconds, ratio, median(other, "peak_mb")))
-    del figures["train_vs_ours"]
-    return rows, figures
+        packed = "PyTorch, packed sequences (a third, scaled)"
+        contestants[packed] = ("torch_packed", "train", folder, torch_python)
+    compared = compare(measure, contestants, base=0, turns=TURNS)
+    rows = [(f"training, {what}", f"{s:,.1f} s per epoch", r, mb) for what, s, r, mb in compared]
+    ratios = zip(("floor", "classic", "torch"), compared[1:], strict=False)  # torch may be absent
+    return rows, {f"train_vs_{name}": ratio for name, (_, _, ratio, _) in ratios}
 
 
 def captioning(folder: Path) -> tuple[list, dict]:
-    """Captions from features, with the network that `training` left: rows."""
-    own = measure("ours", "caption", folder)
-    what = "captioning from features"
-    names = ("greedy_1", "greedy_256", "beam_3")
-    rows = [
-        (f"{what}, {name.replace('_', ', ')}", f"{own[name]:,.0f} captions/s", 1, own["peak_mb"])
-        for name in names
-    ]
-    return rows, {f"captions_per_second_{name}": own[name] for name in names}
+    """Captions from features, with the network that `training` left: rows, and the rates."""
+    rates = measure("ours", "caption", folder)
+    peak = rates.pop("peak_mb")
+    rows, figures = [], {}
+    for name, rate in rates.items():
+        what = f"captioning from features, {name.replace('_', ', ')}"
+        rows.append((what, f"{rate:,.0f} captions/s", 1, peak))
+        figures[f"captions_per_second_{name}"] = rate
+    return rows, figures
 
 
 def extraction(folder: Path) -> tuple[list, dict]:
     """Features from JPEG files: rows, and the ratios to the bare network."""
     rows, figures = [], {}
-    for short, name in ENCODERS.items():
+    for short, name in (("vgg16", "vgg16"), ("lite0", "efficientnet_lite0")):
         own = measure("ours", f"extract_{name}", folder)
         figures[f"extract_{short}_vs_bare"] = own["ratio"]
-        for what, key, ratio in (("from JPEG files", "ours", own["ratio"]), ("bare", "bare", 1.0)):
+        for what, key, ratio in (("from JPEG files", "ours", own["ratio"]), ("bare", "bare", 1)):
             rate = f"{own[key]:.1f} images/s"
             rows.append((f"{short} features, {what}", rate, ratio, own["peak_mb"]))
     return rows, figures
@@ -104,28 +99,14 @@ def extraction(folder: Path) -> tuple[list, dict]:
 def command_line(folder: Path) -> tuple[list, dict]:
     """One caption by command line beside `import tensorflow`: rows, and their ratio."""
     measure("ours", "model", folder)
-    photo, model = workload.photos(folder)[0], folder / "lite0_model.h5"
-    caption = [workload.ROOT / "generate_caption.py", "--image_path", photo, "--model_path", model]
+    script, photo = HERE.parent / "generate_caption.py", workload.photos(folder)[0]
+    caption = (script, "--image_path", photo, "--model_path", folder / "lite0_model.h5")
     commands = {"one caption by command line (lite0)": caption}
-    commands["`import tensorflow` alone"] = ["-c", "import tensorflow"]
-    seconds, peaks = ({name: [] for name in commands} for _ in range(2))
-    for _ in range(CLI_TURNS + 1):
-        for name, arguments in commands.items():
-            start = time.perf_counter()
-            nowhere = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            process = subprocess.Popen([sys.executable, *arguments], **nowhere)
-            _, status, usage = os.wait4(process.pid, 0)  # the only way to one child's peak memory
-            if status:
-                raise SystemExit(f"{arguments} failed")
-            seconds[name].append(time.perf_counter() - start)
-            peaks[name].append(usage.ru_maxrss / 1024)
-    own, bare = (times[1:] for times in seconds.values())  # at first, files come from the disk
-    ratio = statistics.median(a / b for a, b in zip(own, bare, strict=True))
-    rows = [
-        (name, f"{statistics.median(seconds[name][1:]):.2f} s", r, statistics.median(peaks[name]))
-        for name, r in zip(commands, (ratio, 1.0), strict=True)
-    ]
-    return rows, {"cli_vs_import": ratio}
+    commands["`import tensorflow` alone"] = ("-c", "import tensorflow")
+    compare(measure_python, commands, base=1, turns=1)  # at first, files come from the disk
+    compared = compare(measure_python, commands, base=1, turns=CLI_TURNS)
+    rows = [(what, f"{seconds:.2f} s", ratio, peak) for what, seconds, ratio, peak in compared]
+    return rows, {"cli_vs_import": compared[0][2]}
 
 
 def machine() -> str:
@@ -134,9 +115,8 @@ def machine() -> str:
     names = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     name = next((n.split(":")[1].strip() for n in names if n.startswith("model name")), "CPU")
     versions = [f"{package} {version(package)}" for package in ("tensorflow", "keras", "numpy")]
-    return f"{name}, {os.cpu_count()} cores, Python {platform.python_version()}, " + ", ".join(
-        versions
-    )
+    python = sys.version.split()[0]
+    return ", ".join([name, f"{os.cpu_count()} cores", f"Python {python}", *versions])
 
 
 def main() -> None:

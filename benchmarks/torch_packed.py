@@ -45,11 +45,8 @@ class MergeModel(nn.Module):
 def main(folder: Path) -> None:
     """Seconds an epoch, from a share of its batches."""
     torch.manual_seed(0)
-    numbers = {word: number for number, word in enumerate(workload.words())}
-    captions = [
-        (row, torch.tensor([2, *(numbers[word] for word in caption.split()), 3]))
-        for row, caption in workload.captions(SHARE)
-    ]
+    encode = workload.vocabulary().encode
+    captions = [(row, torch.tensor(encode(line))) for row, line in workload.captions(SHARE)]
     features = workload.features(folder)
     model = MergeModel()
     optimizer = torch.optim.Adam(model.parameters(), lr=1.5e-3)

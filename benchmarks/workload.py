@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from captioning.captions import SPECIAL_TOKENS, Vocabulary
 
 IMAGES = 6000  # with five captions each
 FEATURE_SIZE = 4096  # VGG16's
@@ -27,22 +28,19 @@ LENGTHS += (513, 365, 204, 136, 110, 74, 52, 33, 20, 11, 7, 9, 4, 3, 1, 2, 0, 0,
 FIRST_LENGTH = 2
 
 
-def words() -> list[str]:
-    """A vocabulary of the size of Flickr8k's, special tokens first."""
-    from captioning.captions import SPECIAL_TOKENS
-
+def vocabulary() -> Vocabulary:
+    """One of the size of Flickr8k's."""
     count = VOCABULARY_SIZE - len(SPECIAL_TOKENS)
-    return [*SPECIAL_TOKENS, *(f"word{i}" for i in range(count))]
+    return Vocabulary([*SPECIAL_TOKENS, *(f"word{i}" for i in range(count))])
 
 
 def captioner(encoder: str, weights_hash: str, feature_size: int):
     """An untrained captioner of the full size."""
-    from captioning.captions import Vocabulary
     from model import Captioner, CaptionerConfig, build_decoder
 
     longest = FIRST_LENGTH + len(LENGTHS) - 1
     config = CaptionerConfig(feature_size, VOCABULARY_SIZE, longest, encoder, weights_hash)
-    return Captioner(build_decoder(config), Vocabulary(words()), config)
+    return Captioner(build_decoder(config), vocabulary(), config)
 
 
 def captions(share: float = 1.0) -> list[tuple[int, str]]:
@@ -50,7 +48,7 @@ def captions(share: float = 1.0) -> list[tuple[int, str]]:
     random = np.random.default_rng(0)
     lengths = np.repeat(np.arange(FIRST_LENGTH, FIRST_LENGTH + len(LENGTHS)), LENGTHS)
     random.shuffle(lengths)
-    common = np.array(words()[4:])
+    common = np.array(vocabulary().words[len(SPECIAL_TOKENS) :])
     shares = 1 / np.arange(1, len(common) + 1)
     drawn = random.choice(common, lengths.sum(), p=shares / shares.sum())
     lines = [" ".join(line) for line in np.split(drawn, lengths.cumsum()[:-1])]

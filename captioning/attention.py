@@ -1,21 +1,16 @@
 """A decoder whose words choose which cells of the image are added to them (Xu et al. 2015)."""
 
-import tensorflow as tf
 from keras import layers
 
-from captioning.decoder import LSTM, Decoder
+from captioning.decoder import LSTM, LSTMDecoder
 
 
-class AttentionDecoder(Decoder):
-    """As the merge decoder, with dot-product attention over the cells of a grid.
-
-    The query is the LSTM's output; the LSTM sees words alone, so whole captions pass at once.
-    """
+class AttentionDecoder(LSTMDecoder):
+    """The merge decoder with dot-product attention over cells; the LSTM's output is the query."""
 
     kinds = ("grid",)
 
     def build(self, config) -> None:
-        """Make the layers: those of the mean cell, of the words, of the cells, of the sum."""
         width = config.merge_units
         self.mean_cell = layers.GlobalAveragePooling1D(name="mean_cell")
         self.image_input = self.add_feature_input("image", pooled=True)
@@ -40,22 +35,6 @@ class AttentionDecoder(Decoder):
         image = self.image(self.image_input(self.mean_cell(features), training))
         cells = self.cells(self.cell_input(features, training))
         return image, self.keys(cells), cells
-
-    def logits_of(self, image, tokens):
-        """Whole captions: tokens (B, T) -> logits (B, T, V)."""
-        return self.combine(image, self.lstm(self.embed(tokens)))
-
-    def init_state(self, features, training: bool = False):
-        """The LSTM's hidden and cell state (W, units) each, and what `project` gives."""
-        image = self.project(features, training)
-        zeros = tf.zeros([tf.shape(image[0])[0], self.config.units])
-        return zeros, zeros, image
-
-    def step(self, tokens, state):
-        """One word on: tokens (W,) -> logits (W, V) and the next state."""
-        hidden, carry, image = state
-        _, (hidden, carry) = self.lstm.cell(self.embedding(tokens), (hidden, carry))
-        return self.combine(image, hidden[:, None])[:, 0], (hidden, carry, image)
 
     def combine(self, image, hidden):
         """The image, its cells and the LSTM's output (B, T, units) -> logits (B, T, V)."""

@@ -1,5 +1,6 @@
 """Batches of whole captions, bucketed by length."""
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -14,13 +15,8 @@ WIDTH_STEP = 2
 def caption_rows(split: str, text: dict, features: dict) -> list[tuple[int, str]]:
     """The captions of a split, each with its image's row in the features.
 
-    Args:
-        split: "train", "dev" or "test".
-        text: the content of captions.pkl.
-        features: the content of features.pkl.
-
-    Raises:
-        InputError: an image of the split has no features.
+    `text` and `features` are the contents of captions.pkl and features.pkl. Raises InputError if an
+    image of the split has no features.
     """
     rows = {image_id: row for row, image_id in enumerate(features["image_ids"])}
     image_ids = text["splits"][split]
@@ -36,16 +32,14 @@ def caption_rows(split: str, text: dict, features: dict) -> list[tuple[int, str]
 class CaptionBatches:
     """Every caption of a split once an epoch, in batches of captions of about the same length.
 
-    A merge network's LSTM never sees the image, so one pass over a whole caption gives the loss
-    and gradients of all its prefixes. The targets are the inputs one step later; padding, always
-    to the right, has weight 0. Every other target has the same weight in the whole epoch, as if
-    each were a sample of its own: the mean over the batches' summed losses is the loss per token.
-    All batches have the same number of captions, for which a few empty ones of no weight are
-    added, so that this mean is the plain one that Keras takes.
+    Decoders are causal, so one pass over a whole caption gives the loss and gradients of all its
+    prefixes. The targets are the inputs one step later; padding, always to the right, has weight 0.
+    All other targets of an epoch weigh the same: the mean of the batches' summed losses, which is
+    what Keras takes, is the loss per token. For it batches are of the same number of captions; a
+    few empty ones of no weight are added.
 
-    Attributes:
-        epoch: decides the order of the next pass, together with the seed: a training that is
-            resumed sees the batches that an undisturbed one sees.
+    The order of the next pass is drawn from the seed and `epoch`: a training that is resumed sees
+    the batches that an undisturbed one sees.
     """
 
     def __init__(
@@ -56,29 +50,20 @@ class CaptionBatches:
         batch_size: int,
         seed: int | None = None,
     ):
-        """Encode the captions.
+        """Encode `captions`, pairs of a row of `features` (N, …) and a tokenized caption.
 
-        Args:
-            features: (N, …), a row for each image, may be memory-mapped.
-            captions: pairs of a row of `features` and a tokenized caption.
-            vocabulary: turns words into ids.
-            batch_size: captions per batch.
-            seed: of the order; None keeps one fixed order (for evaluation).
+        The features may be memory-mapped. Without a seed one order is kept, for evaluation.
         """
-        self.features = features
+        self.features, self.batch_size, self.seed, self.epoch = features, batch_size, seed, 0
         empty = -len(captions) % batch_size  # captions, which take the features of row 0
         self.rows = np.array([row for row, _ in captions] + [0] * empty)
-        encoded = [vocabulary.encode(caption) for _, caption in captions]
-        self.lengths = np.array([len(ids) for ids in encoded] + [0] * empty)
-        self.ids = np.full((len(self.rows), padded(self.lengths.max(initial=0))), PADDING, np.int32)
-        for line, ids in zip(self.ids, encoded, strict=False):
-            line[: len(ids)] = ids
+        encoded = [vocabulary.encode(caption) for _, caption in captions] + [[]] * empty
+        self.lengths = np.array([len(ids) for ids in encoded])
+        width = padded(self.lengths.max())
+        self.ids = keras.utils.pad_sequences(encoded, width, padding="post", value=PADDING)
         self.vocabulary_size = len(vocabulary)
-        self.batch_size = batch_size
         self.tokens = int(np.count_nonzero(self.ids[:, 1:]))  # targets: every word and every END
-        self.weight = np.float32(len(self) / max(1, self.tokens))
-        self.seed = seed
-        self.epoch = 0
+        self.weight = np.float32(len(self) / self.tokens)
 
     def __len__(self) -> int:
         """Batches per epoch."""

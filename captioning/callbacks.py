@@ -1,9 +1,5 @@
-"""What happens around the batches of a training: seeds, samples, and the record of a run.
+"""Callbacks of training.fit and of finetune.py's own loop: samples, and the record of a run."""
 
-Both training.fit and the loop of finetune.py use these callbacks.
-"""
-
-import copy
 import csv
 import math
 import time
@@ -14,27 +10,14 @@ import numpy as np
 
 from captioning import cli
 from captioning.checkpoint import load_checkpoint, save_checkpoint
-from captioning.decoder import Decoder
 from captioning.files import InputError, atomic_path, one_line
 from captioning.plots import draw_curves
-
-
-class Seeds(keras.callbacks.Callback):
-    """Draws the order of the batches and the dropout from (seed, epoch): epochs can be repeated."""
-
-    def __init__(self, decoder: Decoder, seed: int, batches):
-        super().__init__()
-        self.decoder, self.seed, self.batches = decoder, seed, batches
-
-    def on_epoch_begin(self, epoch, logs=None):
-        self.batches.epoch = epoch
-        self.decoder.seed_dropouts(self.seed, epoch)
 
 
 class SampleCaptions(keras.callbacks.Callback):
     """Prints, after each epoch, what the network now says of a few images, decoding greedily."""
 
-    def __init__(self, captioner, examples: dict[str, np.ndarray]):
+    def __init__(self, captioner, examples: dict[str, np.ndarray] | None):
         super().__init__()
         self.captioner, self.examples = captioner, examples
 
@@ -52,43 +35,28 @@ class Recorder(keras.callbacks.Callback):
     same name with .csv, its curves (.png), and the checkpoint (.checkpoint.npz). Keras' own
     callbacks for this forget on a resume which epoch was the best and how long ago it was.
 
-    Used as a context around the training: leaving it draws the curves, also on Ctrl-C.
-
-    Attributes:
-        rows: the history, a dict for each finished epoch. The best epoch, and whether to stop,
-            follow from it.
+    Used as a context around the training: leaving it draws the curves, also on Ctrl-C. The best
+    epoch, and whether to stop, follow from the history: `rows`, a dict for each finished epoch.
     """
 
     def __init__(self, captioner, options, batches: int, measure: str = "loss"):
-        """Take what is trained, its network compiled, and resume it if that is wanted.
+        """Take a captioner, its network compiled, and resume its training if that is wanted.
 
-        Args:
-            captioner: a `model.Captioner`.
-            batches: per epoch.
-            options: a `training.Options`.
-            measure: of an epoch, as it is called in Keras' logs: "loss", or "cider", of which
-                more is better.
-
-        Raises:
-            InputError: the run cannot be resumed.
+        `batches` is their number in an epoch, `measure` its name in Keras' logs: "loss", or
+        "cider", of which more is better. Raises InputError if the run cannot be resumed.
         """
         super().__init__()
         self.captioner, self.options, self.measure = captioner, options, measure
-        self.batches, self.bar = batches, None
+        self.batches, self.bar, self.diverged = batches, None, False
         self.checkpoint = options.model_path.with_suffix(".checkpoint.npz")
         self.rows: list[dict] = []
-        self.diverged = False
-        self.started = time.perf_counter()
         self._resume()
 
-    def callbacks(self, examples: dict[str, np.ndarray]) -> list:
+    def callbacks(self, examples: dict[str, np.ndarray] | None) -> list:
         """Those of any training, this one first: samples after the epoch's line, a stop on NaN."""
-        samples = SampleCaptions(self.captioner, examples)
-        callbacks = [self, samples, keras.callbacks.TerminateOnNaN()]
-        if self.options.tensorboard is not None:
-            folder = self.options.tensorboard
-            callbacks.append(keras.callbacks.TensorBoard(folder, write_graph=False))
-        return callbacks
+        samples, folder = SampleCaptions(self.captioner, examples), self.options.tensorboard
+        boards = [keras.callbacks.TensorBoard(folder, write_graph=False)] if folder else []
+        return [self, samples, keras.callbacks.TerminateOnNaN(), *boards]
 
     def best(self) -> dict:
         """The row of the epoch that is kept: the best by the dev measure, or the last."""
@@ -107,7 +75,6 @@ class Recorder(keras.callbacks.Callback):
         return len(self.rows) >= epochs or waited >= (patience or epochs)
 
     def on_epoch_begin(self, epoch, logs=None):
-        """Show a bar over the batches."""
         self.started = time.perf_counter()
         title = f"epoch {epoch + 1}/{self.options.epochs}"
         self.bar = cli.progress(self.batches, "batch", title, leave=False)
@@ -122,18 +89,16 @@ class Recorder(keras.callbacks.Callback):
             self.diverged = self.model.stop_training = True
             return
         train, dev = logs[self.measure], logs.get(f"val_{self.measure}")
-        row = {
-            "epoch": epoch + 1,
-            f"train_{self.measure}": train,
-            f"dev_{self.measure}": dev,
-            "seconds": time.perf_counter() - self.started,
-        }
+        result = {"epoch": epoch + 1, f"train_{self.measure}": train, f"dev_{self.measure}": dev}
+        row = result | {"seconds": time.perf_counter() - self.started}
         self.rows.append(row)
         saved = self.best() is row
         if len(self.rows) == 1:  # an earlier run's does not fit the model's file from here on
             self.checkpoint.unlink(missing_ok=True)
         if saved:
-            self._save_model(row)
+            config = self.captioner.config
+            config = replace(config, training=config.training | {"kept": result})
+            replace(self.captioner, config=config).save(self.options.model_path)
         self._write_history()
         # Last: an epoch counts as finished when all of it is on the disk.
         save_checkpoint(self.checkpoint, self.model, asdict(self.captioner.config), self.rows)
@@ -166,22 +131,10 @@ class Recorder(keras.callbacks.Callback):
                 "the loss is no longer a number: lower --learning_rate and train again."
             )
 
-    # -- files -------------------------------------------------------------------------------------
-
-    def _save_model(self, row: dict) -> None:
-        """Write the model, its epoch and its measures in the training record."""
-        record = {name: value for name, value in row.items() if name != "seconds"}
-        captioner = copy.copy(self.captioner)
-        training = captioner.config.training | {"kept": record}
-        captioner.config = replace(captioner.config, training=training)
-        captioner.save(self.options.model_path)
-
     def _write_history(self) -> None:
         """Write the measures of all epochs so far as a CSV file."""
-        with (
-            atomic_path(self.options.model_path.with_suffix(".csv")) as path,
-            path.open("w", newline="") as file,
-        ):
+        path = self.options.model_path.with_suffix(".csv")
+        with atomic_path(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, self.rows[0])
             writer.writeheader()
             writer.writerows(self.rows)

@@ -8,6 +8,7 @@ image id -> captions, and split name -> image ids.
 import csv
 import functools
 import io
+import itertools
 import json
 import re
 import unicodedata
@@ -26,16 +27,11 @@ POSSESSIVES = ("'s", "’s")
 NOT_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # no file format takes these inside a word
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
-# Default of beam search's final ranking, chosen on Flickr8k's dev split. It is here and not in
-# decoding.py so that --help can show it without TensorFlow.
-LENGTH_PENALTY = 0.8
+LENGTH_PENALTY = 0.8  # of beam search, chosen on Flickr8k's dev split; here, where --help sees it
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")  # names in data sets
 CAPTION_FILES = ("captions.txt", "Flickr8k.token.txt", "captions.csv")
 CAPTION_FILES += ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")
 HELD_OUT = 0.1  # share of the images that a random split keeps for dev, and again for test
-
-
-# -- tokens ------------------------------------------------------------------------------------
 
 
 def tokenize(caption: str) -> list[str]:
@@ -46,40 +42,31 @@ def tokenize(caption: str) -> list[str]:
     letter, mark or digit of some alphabet.
     """
     caption = NOT_TEXT.sub(" ", unicodedata.normalize("NFC", caption))
-    words = caption.lower().split()
-    return [token for word in words for token in _split_word(word)]
+    return [token for word in caption.lower().split() for token in _split_word(word)]
 
 
 @functools.lru_cache(maxsize=65536)  # captions repeat their words
 def _split_word(word: str) -> tuple[str, ...]:
     if word in POSSESSIVES:  # already split off, as in Flickr8k's "dog 's"
         return ("'s",)
-    start, end, possessives = 0, len(word), 0
-    while start < end and not _is_word_character(word[start]):
-        start += 1
-    while True:
-        while end > start and not _is_word_character(word[end - 1]):
-            end -= 1
-        if not word.endswith(POSSESSIVES, start, end):
+    # Letters, combining marks and numbers make words.
+    start = next((i for i, c in enumerate(word) if unicodedata.category(c)[0] in "LMN"), len(word))
+    end, possessives = len(word), 0
+    while start < end:
+        if word.endswith(POSSESSIVES, start, end):
+            end, possessives = end - 2, possessives + 1
+        elif unicodedata.category(word[end - 1])[0] in "LMN":
             break
-        end, possessives = end - 2, possessives + 1
-    rest = (word[start:end],) if start < end else ()
-    return (*rest, *["'s"] * possessives)
-
-
-def _is_word_character(character: str) -> bool:
-    return unicodedata.category(character)[0] in "LMN"  # letters, combining marks, numbers
+        else:
+            end -= 1
+    return (*filter(None, [word[start:end]]), *["'s"] * possessives)
 
 
 class Vocabulary:
     """The words a model knows, by id: 0 padding, 1 unknown, 2 start, 3 end, then words."""
 
     def __init__(self, words: Iterable[str]):
-        """Take all entries in order of their ids, the four special ones first.
-
-        Raises:
-            InputError: the special tokens are not in their places, or an entry occurs twice.
-        """
+        """Raises InputError if the special tokens are not the first, or an entry occurs twice."""
         self.words = list(words)
         self.ids = {word: i for i, word in enumerate(self.words)}
         if tuple(self.words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
@@ -90,12 +77,9 @@ class Vocabulary:
     @classmethod
     def from_captions(cls, captions: Iterable[str], min_word_count: int = 1) -> "Vocabulary":
         """Words seen at least `min_word_count` times, by falling frequency, ties alphabetically."""
-        counts = Counter(word for caption in captions for word in caption.split())
-        kept = [
-            word
-            for word, count in counts.items()
-            if count >= min_word_count and len(word) <= MAX_WORD_LENGTH
-        ]
+        words = (word for caption in captions for word in caption.split())
+        counts = Counter(word for word in words if len(word) <= MAX_WORD_LENGTH)
+        kept = [word for word, count in counts.items() if count >= min_word_count]
         return cls([*SPECIAL_TOKENS, *sorted(kept, key=lambda word: (-counts[word], word))])
 
     def __len__(self) -> int:
@@ -107,16 +91,8 @@ class Vocabulary:
 
     def decode(self, ids: Iterable[int]) -> str:
         """The caption up to END; padding and start are not words and are left out."""
-        words = []
-        for i in ids:
-            if i == END:
-                break
-            if i not in (PADDING, START):
-                words.append(self.words[i])
-        return " ".join(words)
-
-
-# -- caption files -----------------------------------------------------------------------------
+        before = itertools.takewhile(lambda i: i != END, ids)
+        return " ".join(self.words[i] for i in before if i not in (PADDING, START))
 
 
 def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
@@ -125,13 +101,9 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
     Kaggle's captions.txt (CSV with a header), Flickr8k.token.txt (`name#k<TAB>caption`), a
     Karpathy split (`dataset_flickr8k.json` and its like), or a CSV with two columns.
 
-    Returns:
-        Tokenized captions by image id, both in the file's order, and the splits where the file
-        states them (Karpathy), otherwise None. An image id is the image's path relative to the
-        images folder: for the Flickr sets its file name.
-
-    Raises:
-        InputError: with the file, the line and the fix.
+    Returns tokenized captions by image id, the image's path in the images folder, in the file's
+    order; and the splits where the file states them (Karpathy), otherwise None. Raises InputError
+    with the file, the line and the fix.
     """
     path = Path(path)
     if not is_file(path):
@@ -140,22 +112,25 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
+    splits = None
     if text.lstrip()[:1] == "{":
         rows, splits = _read_karpathy(path, text)
     elif re.match(r"[^\t\n]+#\d+\t", text.lstrip()):
-        rows, splits = _read_token_lines(path, text), None
+        rows = _read_token_lines(path, text)
     else:
-        rows, splits = _read_csv(path, text), None
+        rows = _read_csv(path, text)
     captions: dict[str, list[str]] = {}
-    for where, image_id, caption in rows:
-        _check_image_id(where, image_id)
+    for where, name, caption in rows:
+        parts = PurePosixPath(name.replace("\\", "/")).parts
+        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+            name = repr(one_line(name))
+            raise InputError(f"{where}: {name} is not a file name inside the images folder.")
         tokens = tokenize(caption)
-        fault = "is empty. Write one" if not tokens else ""
-        if len(tokens) > MAX_CAPTION_WORDS:
-            fault = f"has {len(tokens)} words; at most {MAX_CAPTION_WORDS} are allowed. Shorten it"
-        if fault:
-            raise InputError(f"{where}: the caption of {one_line(image_id)} {fault} or drop it.")
-        captions.setdefault(image_id, []).append(" ".join(tokens))
+        if not 1 <= len(tokens) <= MAX_CAPTION_WORDS:
+            long = f"has {len(tokens)} words; at most {MAX_CAPTION_WORDS} are allowed. Shorten it"
+            fault = long if tokens else "is empty. Write one"
+            raise InputError(f"{where}: the caption of {one_line(name)} {fault} or drop it.")
+        captions.setdefault(name, []).append(" ".join(tokens))
     if not captions:
         raise InputError(f"{path} holds no captions.")
     return captions, splits
@@ -167,7 +142,7 @@ def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
-            if not any(cell.strip() for cell in row):
+            if not any(map(str.strip, row)):
                 continue
             if len(row) != 2:
                 raise InputError(
@@ -175,7 +150,7 @@ def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
                     f'Put a caption with commas between double quotes ("…").'
                 )
             image_id, caption = row[0].strip(), row[1]
-            if not (first and PurePosixPath(image_id).suffix == ""):  # a header names no image file
+            if not first or PurePosixPath(image_id).suffix:  # a header names no image file
                 yield where, image_id, caption
             first = False
     except csv.Error as error:
@@ -183,13 +158,11 @@ def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
 
 
 def _read_token_lines(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        match = re.fullmatch(r"([^\t]+)#\d+\t(.*)", line.strip())
-        if match is None:
+    for number, line in enumerate(map(str.strip, text.split("\n")), 1):
+        if match := re.fullmatch(r"([^\t]+)#\d+\t(.*)", line):
+            yield f"{path}:{number}", match[1], match[2]
+        elif line:
             raise InputError(f"{path}:{number}: not of the form name.jpg#0<TAB>caption.")
-        yield f"{path}:{number}", match[1], match[2]
 
 
 def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], dict]:
@@ -208,41 +181,21 @@ def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], d
     return rows, splits
 
 
-def _check_image_id(where: str, image_id: str) -> None:
-    parts = PurePosixPath(image_id.replace("\\", "/")).parts
-    if not parts or parts[0] == "/" or ".." in parts or "\0" in image_id:
-        raise InputError(
-            f"{where}: {one_line(image_id)!r} is not a file name inside the images folder."
-        )
-
-
-# -- splits ------------------------------------------------------------------------------------
-
-
 def read_split_lists(folder: str | Path) -> dict[str, list[str]] | None:
-    """Read Flickr8k's official lists in `folder`; None when there are none, missing ones empty.
-
-    Raises:
-        InputError: lists that overlap, or that have no training images.
-    """
-    splits: dict[str, list[str]] = {split: [] for split in SPLITS}
+    """Flickr8k's lists in `folder`, None without any; raises InputError if one is not in UTF-8."""
+    splits: dict[str, list[str]] = {}
     for split, name in SPLIT_LISTS.items():
         path = Path(folder) / name
-        if is_file(path):
-            try:
-                names = path.read_text(encoding="utf-8-sig").split("\n")
-            except UnicodeDecodeError as error:
-                raise InputError(f"{path} is not UTF-8. Save it as UTF-8.") from error
-            splits[split] = list(dict.fromkeys(filter(None, map(str.strip, names))))
+        try:
+            names = path.read_text(encoding="utf-8-sig").split("\n") if is_file(path) else []
+        except UnicodeDecodeError as error:
+            raise InputError(f"{path} is not UTF-8. Save it as UTF-8.") from error
+        splits[split] = list(dict.fromkeys(filter(None, map(str.strip, names))))
     return splits if any(splits.values()) else None
 
 
 def check_splits(splits: dict[str, list[str]], captions: dict[str, list[str]]) -> None:
-    """Every image in one split at most, with captions, and some to train on.
-
-    Raises:
-        InputError: naming an image that is not so.
-    """
+    """Raises InputError unless splits are disjoint, all images captioned, and some to train on."""
     seen: dict[str, str] = {}
     for split, image_ids in splits.items():
         for image_id in image_ids:
@@ -259,11 +212,7 @@ def check_splits(splits: dict[str, list[str]], captions: dict[str, list[str]]) -
 
 
 def random_splits(image_ids: Iterable[str], seed: int) -> dict[str, list[str]]:
-    """Split at random by image: a tenth for dev, a tenth for test (at least one each).
-
-    Raises:
-        InputError: fewer than three images.
-    """
+    """Split at random by image, a tenth each for dev and test; raises InputError below 3 images."""
     from sklearn.model_selection import train_test_split
 
     image_ids = sorted(image_ids)  # the split must not depend on the captions' order
@@ -275,25 +224,16 @@ def random_splits(image_ids: Iterable[str], seed: int) -> dict[str, list[str]]:
     return {"train": sorted(train), "dev": sorted(dev), "test": sorted(test)}
 
 
-# -- captions.pkl ------------------------------------------------------------------------------
-
-
 def load_captions(folder: Path) -> dict:
-    """Read captions.pkl in `folder`, as preprocess.py writes it (data/README.md: every field).
-
-    Raises:
-        InputError: the file is missing, or not what preprocess.py writes.
-    """
+    """The fields of captions.pkl, as in data/README.md; raises InputError if they are not so."""
     path = folder / "captions.pkl"
     fields = {"vocabulary": list, "captions": dict, "splits": dict, "max_length": int}
     text = load_pickle(path, fields | {"settings": dict})
     if set(text["splits"]) != set(SPLITS):
         raise InputError(f"{path} is not what preprocess.py writes (splits). Run it again.")
     for split, image_ids in text["splits"].items():
-        without = next((i for i in image_ids if not text["captions"].get(i)), None)
-        if without is not None:
-            raise InputError(
-                f"{path}: {one_line(without)} of the {split} split has no captions. "
-                f"Run preprocess.py again."
-            )
+        for name in image_ids:
+            if not text["captions"].get(name):
+                where = f"{path}: {one_line(name)} of the {split} split"
+                raise InputError(f"{where} has no captions. Run preprocess.py again.")
     return text

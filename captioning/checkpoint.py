@@ -15,16 +15,11 @@ from captioning.files import InputError, atomic_path, one_line
 
 
 def save_checkpoint(path: Path, network: keras.Model, run: dict, history: list[dict]) -> None:
-    """Write weights, Adam's moments and steps, and the epochs so far.
+    """Write weights, Adam's moments and steps, and `history`, a row for each finished epoch.
 
     Order and dropout are drawn from the seed and the epoch's number, and whether to stop follows
-    from the history: there is nothing else to keep.
-
-    Args:
-        path: an .npz; an old one is replaced by a whole one or not at all.
-        network: compiled and trained.
-        run: what the run was started with; another one must not continue from here.
-        history: a row for each finished epoch.
+    from the history: there is nothing else to keep. `run` says what the run was started with;
+    another one must not continue from here.
     """
     arrays = {f"array_{i}": variable.numpy() for i, variable in enumerate(_variables(network))}
     with atomic_path(path) as temporary:
@@ -34,36 +29,28 @@ def save_checkpoint(path: Path, network: keras.Model, run: dict, history: list[d
 def load_checkpoint(path: Path, network: keras.Model, run: dict) -> list[dict]:
     """Put a run's state into its network, compiled as for training, and return its history.
 
-    Raises:
-        InputError: the checkpoint is damaged, or that of a run with other options or data.
+    Raises InputError if the checkpoint is damaged, or that of a run with other options or data.
     """
     variables = _variables(network)
     try:
         with np.load(path) as arrays:
-            wanted = json.loads(json.dumps(run))
-            found = json.loads(str(arrays["run"]))
+            wanted, found = json.loads(json.dumps(run)), json.loads(str(arrays["run"]))
             if found != wanted:
+                found, wanted = (each | each.get("training", {}) for each in (found, wanted))
+                names = [n for n in wanted if n != "training" and found.get(n) != wanted[n]]
                 raise InputError(
-                    f"{path} is of a run with other {_difference(found, wanted)}. Give the same "
-                    f"options and data, or train anew without --resume."
+                    f"{path} is of a run with other {', '.join(names) or 'settings'}. Give the "
+                    f"same options and data, or train anew without --resume."
                 )
-            history = json.loads(str(arrays["history"]))
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"array_{i}"])
+            return json.loads(str(arrays["history"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
             f"{path} cannot be read ({one_line(error)}). Train anew without --resume."
         ) from error
-    return history
 
 
 def _variables(network: keras.Model) -> list:
     network.optimizer.build(network.trainable_variables)
     return [*network.weights, *network.optimizer.variables]
-
-
-def _difference(found: dict, wanted: dict) -> str:
-    """The names of what differs, as an error names them."""
-    found, wanted = (run | run.get("training", {}) for run in (found, wanted))
-    names = [n for n in wanted if n != "training" and found.get(n) != wanted[n]]
-    return ", ".join(names) or "settings"

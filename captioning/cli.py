@@ -61,26 +61,14 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of the CNN's weights."""
-    parser.add_argument(
-        "--weights",
-        default="imagenet",
-        metavar="imagenet|FILE|random",
-        help="the CNN's weights: ImageNet's (VGG16's are downloaded once), a local .h5 file, or "
-        "random ones, which are for tests only; in captioning the same as in preprocess.py",
-    )
+    why = "ImageNet's (VGG16's: a download), an .h5, or random for tests; the same in all scripts"
+    parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
 
 def add_training_options(
-    parser: argparse.ArgumentParser,
-    epochs: int,
-    batch_size: int,
-    learning_rate: float,
-    batch: str,
+    parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate: float, batch: str
 ) -> None:
-    """Add the options that train.py and finetune.py share, with the defaults of one of them.
-
-    `batch` says what a batch is made of.
-    """
+    """Add what train.py and finetune.py share: defaults of one, and what its `batch` is made of."""
     add = parser.add_argument
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--epochs", type=positive_int, default=epochs, help="passes over the data, at most")
@@ -89,42 +77,28 @@ def add_training_options(
     add("--learning_rate", type=positive_float, default=learning_rate, help=why)
     why = "share of each weight, times the step size, that a step takes away"
     add("--weight_decay", type=fraction, default=0.0, help=why)
-    why = "stop after so many epochs without a better dev loss, or in fine-tuning dev CIDEr"
+    why = "stop after so many epochs without a better dev loss, or CIDEr; not with --keep last"
     add("--patience", type=positive_int, default=3, help=why)
-    why = (
-        "the epoch that MODEL_PATH ends with: the best on dev; or the last, whatever --patience, "
-        "whose captions can be better although its loss is not"
-    )
+    why = "what MODEL_PATH ends with: the best epoch on dev, or the last, often of better captions"
     add("--keep", choices=("best", "last"), default="best", help=why)
     add("--seed", type=seed, default=0, help="of everything random")
     add("--resume", action="store_true", help="continue after the last finished epoch")
-    why = "also write every epoch's figures there, for: tensorboard --logdir DIR"
-    add("--tensorboard", type=Path, metavar="DIR", help=why)
+    add("--tensorboard", type=Path, metavar="DIR", help="figures for: tensorboard --logdir DIR")
 
 
 def check_training(args: argparse.Namespace, start: Path | None) -> None:
-    """Make sure that a training can write what it will.
-
-    Args:
-        args: with `model_path` and `tensorboard`.
-        start: the model that it starts from.
-
-    Raises:
-        InputError: --model_path or --tensorboard cannot be used.
-    """
+    """Raises InputError where a training, from the model `start` if any, cannot write its files."""
     if args.model_path.suffix != ".h5":
         raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
     if start is not None and start.resolve() == args.model_path.resolve():
         raise InputError(f"{start} would be overwritten: name another file by --model_path.")
-    if args.tensorboard:
+    if folder := args.tensorboard:
         if importlib.util.find_spec("tensorboard") is None:
             raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
         try:
-            args.tensorboard.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise InputError(
-                f"--tensorboard {args.tensorboard}: {error.strerror}. Name a folder."
-            ) from error
+            raise InputError(f"--tensorboard {folder}: {error.strerror}. Name a folder.") from error
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -132,10 +106,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     why = "hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions"
     add("--beam_size", type=positive_int, default=1, metavar="K", help=why)
-    why = (
-        "of a beam's final ranking, by log-probability / length ** penalty: 0 favours short "
-        "captions, 1 long ones"
-    )
+    why = "ranks a beam by log-probability / length ** penalty: 0 favours short captions, 1 long"
     add("--length_penalty", type=float, default=LENGTH_PENALTY, help=why)
 
 
@@ -179,28 +150,22 @@ def load_tensorflow() -> None:
         os.close(stderr)
 
 
-def run(main: Callable[[], int | None], resume: str = "") -> None:
-    """Run a script's `main` and exit.
-
-    Codes: 0 done, 1 nothing could be done or a fault, 2 wrong use, 130 stopped by Ctrl-C, when
-    `resume` tells how to continue.
-    """
+def run(main: Callable[[], None], resume: str = "") -> None:
+    """Run a script's `main` and exit; `resume` tells how to continue after Ctrl-C."""
     warnings.filterwarnings("ignore", module="PIL")  # of photos that it can read
     for stream in (sys.stdout, sys.stderr):  # file names may be in any encoding
         stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    code = FAILED
     try:
-        code = main() or DONE
+        main()
         sys.stdout.flush()
-    except InputError as error:
-        code = FAILED
-        log(f"error: {error}")
+        code = DONE
     except KeyboardInterrupt:
         code = INTERRUPTED
         log(f"stopped. {resume}".rstrip())
     except BrokenPipeError:  # the reader closed our stdout, as `| head` does
-        code = FAILED
-    except OSError as error:  # a full disk behind stdout, a folder that may not be read
-        code = FAILED
+        pass
+    except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be read
         log(f"error: {error}")
     if code == FAILED:  # flushing the rest of stdout would fail again, with a traceback
         with contextlib.suppress(OSError):

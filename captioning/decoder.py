@@ -1,11 +1,7 @@
-"""What all decoders share. A decoder is one class; model.py opens with the first, MergeDecoder.
-
-docs/decoders.md adds another one step by step.
-"""
+"""What all decoders share. model.py opens with the first one; docs/decoders.md adds another."""
 
 import math
 from abc import ABC, abstractmethod
-from typing import ClassVar
 
 import keras
 import numpy as np
@@ -37,9 +33,7 @@ class Dropout(layers.Dropout):
         shape = tf.shape(inputs)
         if self.noise_shape:  # one mask for all along the axes of size 1
             shape = [size or shape[axis] for axis, size in enumerate(self.noise_shape)]
-        return tf.nn.experimental.stateless_dropout(
-            inputs, self.rate, seed, rng_alg=self.rng_alg, noise_shape=shape
-        )
+        return tf.nn.experimental.stateless_dropout(inputs, self.rate, seed, self.rng_alg, shape)
 
 
 class LSTM(layers.LSTM):
@@ -54,13 +48,10 @@ class LSTM(layers.LSTM):
         """As Keras calls it: (B, T, E) -> the last output, all (B, T, units), the last states."""
         if mask is not None or tf.config.list_physical_devices("GPU"):
             return super().inner_loop(sequences, initial_state, mask, training)
-        kernel, recurrent_kernel, bias = map(
-            tf.convert_to_tensor, (self.cell.kernel, self.cell.recurrent_kernel, self.cell.bias)
-        )
+        kernel, recurrent_kernel, bias = map(tf.convert_to_tensor, self.cell.weights)
         sequences = tf.transpose(sequences, [1, 0, 2])  # (T, B, E)
-        steps, batch_size, size = tf.shape(sequences)[0], tf.shape(sequences)[1], sequences.shape[2]
-        words = tf.matmul(tf.reshape(sequences, [-1, size]), kernel) + bias  # (T * B, 4 * units)
-        words = tf.reshape(words, [steps, batch_size, 4 * self.units])
+        steps = tf.shape(sequences)[0]
+        words = tf.tensordot(sequences, kernel, 1) + bias  # (T, B, 4 * units)
         words = tf.TensorArray(words.dtype, steps).unstack(words)
 
         def step(t, hidden, cell, outputs):
@@ -86,7 +77,7 @@ class FeatureInput:
     """
 
     def __init__(self, name: str, size: int, dropout: float, noise_shape=None, pooled=False):
-        self.pooled = pooled  # it takes the mean of a grid's cells
+        self.pooled = pooled
         self.norm = layers.UnitNormalization(name=f"{name}_norm")
         self.standardizer = layers.BatchNormalization(
             epsilon=1e-6, center=False, scale=False, trainable=False, name=f"{name}_standard"
@@ -107,35 +98,22 @@ class Decoder(ABC):
     these it trains, captions, is saved, put into ensembles and fine-tuned. `init_state` and `step`
     may be written as well: the ones here run all words again for each new one.
 
-    In `project` and `logits_of` use layers alone: a network with bare `keras.ops` cannot be loaded
-    from .h5.
-
-    Attributes:
-        config: a `model.CaptionerConfig`.
-        embedding: word ids to vectors (embedding_size,).
-        logits: the Dense layer from the last vector to logits (vocabulary_size,).
-        feature_inputs: by name, as made by `add_feature_input`.
-        dropouts: by name, those of the feature inputs among them.
-        network: the Keras model from [features (B, *features_shape), tokens (B, T) int32] to
-            logits (B, T, vocabulary_size) of each next token.
-        members: the networks that make the decoder up, here itself alone.
+    Both `project` and `logits_of`, of which `network` is the Keras model, use layers alone: with
+    bare `keras.ops` it could not be loaded from .h5.
     """
 
-    kinds: ClassVar[tuple[str, ...]] = ()  # of features that it takes, as `Encoder.kind`
+    kinds: tuple[str, ...] = ()  # of features that it takes, as `Encoder.kind`
 
     def __init__(self, config, log_frequencies: np.ndarray | None = None, name: str = "captioner"):
-        """Build the network.
+        """Build the network of a `model.CaptionerConfig`, a Keras model called `name`.
 
-        Args:
-            config: sizes and dropout.
-            log_frequencies: (vocabulary_size,) start of the output bias, so that the untrained
-                network already knows how common each word is; zeros when not given.
-            name: of the Keras model.
+        Its output bias starts as `log_frequencies` (vocabulary_size,), so that the untrained
+        network already knows how common each word is; as zeros when not given.
         """
         self.config = config
         self.feature_inputs: dict[str, FeatureInput] = {}
-        self.dropouts: dict[str, Dropout] = {}
-        self.members = [self]
+        self.dropouts: dict[str, Dropout] = {}  # those of the feature inputs among them
+        self.members = [self]  # as of an `Ensemble`
         size = config.vocabulary_size
         bias = "zeros" if log_frequencies is None else keras.initializers.Constant(log_frequencies)
         self.embedding = layers.Embedding(size, config.embedding_size, name="embedding")
@@ -147,8 +125,6 @@ class Decoder(ABC):
         logits = self.logits_of(self.project(features), tokens)  # (B, T, vocabulary_size)
         self.network = keras.Model([features, tokens], logits, name=name)
 
-    # -- what a subclass has -----------------------------------------------------------------------
-
     @abstractmethod
     def build(self, config) -> None:
         """Make the layers; dropout by `add_dropout`, features by `add_feature_input`."""
@@ -158,10 +134,7 @@ class Decoder(ABC):
         """Features (B, *features_shape) to what the words are combined with.
 
         Features are dropped here alone, so that a sampled caption and the update that learns from
-        it can miss the same ones.
-
-        Returns:
-            Nested tensors (B, …).
+        it can miss the same ones. Returns nested tensors (B, …).
         """
 
     @abstractmethod
@@ -172,17 +145,12 @@ class Decoder(ABC):
         """
 
     def init_state(self, features, training: bool = False):
-        """The state before the first word.
+        """The state before the first word: nested tensors (W, …) of constant shapes.
 
-        Args:
-            features: (W, *features_shape).
-            training: drop features, as an update does.
-
-        Returns:
-            Nested tensors (W, …) of constant shapes.
+        Features are (W, *features_shape); in `training` some are dropped, as in an update.
         """
-        image = self.project(features, training=training)
-        width = tf.shape(tf.nest.flatten(image)[0])[0]
+        image = self.project(features, training)
+        width = tf.shape(features)[0]
         # One place more than words: an END may follow the longest caption.
         tokens = tf.fill([width, self.config.max_length + 1], PADDING)
         return image, tokens, tf.zeros([width], tf.int32)
@@ -199,20 +167,16 @@ class Decoder(ABC):
         """How much each word looked at each cell, (B, T, cells), adding up to 1; None without."""
         return None
 
-    # -- what it makes use of ----------------------------------------------------------------------
-
     def add_dropout(self, name: str, rate: float) -> Dropout:
         """A dropout layer that training seeds and fine-tuning can switch off."""
         self.dropouts[name] = Dropout(rate, name=f"{name}_dropout")
         return self.dropouts[name]
 
     def add_feature_input(self, name: str, noise_shape=None, pooled=False) -> FeatureInput:
-        """Features, as a Dense layer takes them.
+        """Features, as a Dense layer takes them, by layers whose names begin with `name`.
 
-        Args:
-            name: its layers' names begin with it.
-            noise_shape: of the dropout; (None, 1, None) drops the same floats of all cells.
-            pooled: it takes the mean of a grid's cells, so its moments are those of the means.
+        `noise_shape` (None, 1, None) drops the same floats of all cells. A `pooled` one takes the
+        mean of a grid's cells, so its moments are those of the means.
         """
         config = self.config
         made = FeatureInput(name, config.feature_size, config.dropout, noise_shape, pooled)
@@ -223,36 +187,22 @@ class Decoder(ABC):
         """Tokens (B, T) -> vectors (B, T, embedding_size), some floats dropped in training."""
         return self.word_dropout(self.embedding(tokens))
 
-    # -- what others ask ---------------------------------------------------------------------------
-
-    @classmethod
-    def count(cls, config) -> int:
-        """The network's parameters; no array is made."""
-        with keras.StatelessScope(initialize_variables=False):
-            return cls(config).network.count_params()
-
     def standardize(self, features: np.ndarray, rows: list[int]) -> None:
-        """Set the feature inputs' moments to those of some images.
-
-        Args:
-            features: (N, [cells,] feature_size), may be memory-mapped.
-            rows: of the training images, rising.
-        """
+        """Set the inputs' moments to those of rising `rows` of features (N, [cells,] size)."""
         size = features.shape[-1]
-        moments = {name: np.zeros((3, size)) for name in self.feature_inputs}
-        for start in range(0, len(rows), 256):  # all images' cells would not fit into memory
-            batch = np.asarray(features[rows[start : start + 256]], np.float64)
-            for name, sums in moments.items():
-                vectors = batch.mean(axis=1) if self.feature_inputs[name].pooled else batch
-                vectors = vectors.reshape(-1, size)
+        for made in self.feature_inputs.values():
+            sums = np.zeros((3, size))
+            for start in range(0, len(rows), 256):  # all images' cells would not fit into memory
+                batch = np.asarray(features[rows[start : start + 256]], np.float64)
+                vectors = (batch.mean(axis=1) if made.pooled else batch).reshape(-1, size)
                 vectors = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
                 sums += [np.full(size, len(vectors)), vectors.sum(0), np.square(vectors).sum(0)]
-        for name, (count, total, squares) in moments.items():
+            count, total, squares = sums
             mean = total / count
             variance = squares / count - mean**2
             # Cap the scaling of near-constant features: they say little about these photos.
             variance = np.maximum(variance, MIN_VARIANCE * variance.mean())
-            self.feature_inputs[name].standardizer.set_weights([mean, variance])
+            made.standardizer.set_weights([mean, variance])
 
     def seed_dropouts(self, *entropy: int) -> None:
         """Make the next pass in training drop what `entropy` says, and the passes after it."""
@@ -266,12 +216,34 @@ class Decoder(ABC):
 
         Its words come first here. The weights of new words, and their logits' bias, stay.
         """
-        pairs = zip(self.network.layers, pretrained.network.layers, strict=True)
-        for layer, other in pairs:
-            weights = layer.get_weights()
-            for mine, known in zip(weights, other.get_weights(), strict=True):
-                mine[tuple(map(slice, known.shape))] = known
-            layer.set_weights(weights)
+        mine, known = self.network.get_weights(), pretrained.network.get_weights()
+        for array, first in zip(mine, known, strict=True):
+            array[tuple(map(slice, first.shape))] = first
+        self.network.set_weights(mine)
+
+
+class LSTMDecoder(Decoder):
+    """A decoder whose `lstm` reads words alone, so that whole captions pass at once.
+
+    What the LSTM has read and what `project` gives meet in a fourth method, `combine`.
+    """
+
+    @abstractmethod
+    def combine(self, image, hidden):
+        """`image` from `project`, the LSTM's output (B, T, units) -> logits (B, T, V)."""
+
+    def logits_of(self, image, tokens):
+        return self.combine(image, self.lstm(self.embed(tokens)))
+
+    def init_state(self, features, training: bool = False):
+        """The LSTM's hidden and cell state (W, units) each, and what `project` gives."""
+        zeros = tf.zeros([tf.shape(features)[0], self.config.units])
+        return zeros, zeros, self.project(features, training)
+
+    def step(self, tokens, state):
+        hidden, cell, image = state
+        _, (hidden, cell) = self.lstm.cell(self.embedding(tokens), (hidden, cell))
+        return self.combine(image, hidden[:, None])[:, 0], (hidden, cell, image)
 
 
 class Ensemble:
@@ -289,16 +261,13 @@ class Ensemble:
         self.network = keras.Model([features, tokens], mean, name="captioner")
 
     def init_state(self, features, training: bool = False):
-        """As `Decoder.init_state`: a tuple of the members' states."""
         return tuple(member.init_state(features, training) for member in self.members)
 
     def step(self, tokens, state):
-        """As `Decoder.step`, by all members."""
         steps = [m.step(tokens, own) for m, own in zip(self.members, state, strict=True)]
         logits, states = zip(*steps, strict=True)
         return tf.reduce_mean(logits, axis=0), states
 
     def attention(self, features, tokens):
-        """As `Decoder.attention`, the members' mean."""
         each = [member.attention(features, tokens) for member in self.members]
         return None if each[0] is None else tf.reduce_mean(each, axis=0)

@@ -8,27 +8,24 @@ from collections.abc import Callable
 
 import tensorflow as tf
 
-from captioning.captions import END, PADDING, START, UNKNOWN
+from captioning.captions import END, PADDING, START
 
 NEG_INF = float("-inf")
-FORBIDDEN_IDS = (PADDING, UNKNOWN, START)  # never produced
 
 
 def beam_search(
     step: Callable, state, batch_size: int, beam_size: int, max_length: int, length_penalty: float
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """The most probable captions of each image; greedy decoding is a beam of 1.
+    """The most probable captions of B images; greedy decoding is a beam of 1.
 
-    Each step extends every open hypothesis by every word and keeps the `beam_size` best of all by
-    their summed log-probability. Finished ones stay as they are and compete. Padding, unknown and
-    start are never produced. At `max_length` words a hypothesis ends as it stands.
+    Each step extends every open hypothesis by every word and keeps the K best of all by their
+    summed log-probability. Finished ones stay as they are and compete. At `max_length` words a
+    hypothesis ends as it stands.
 
     Args:
         step: (tokens (B * K,) int32, state) -> (logits (B * K, V), next state).
-        state: a nested structure of tensors (B * K, …), K = beam_size, one row per hypothesis.
-        batch_size: B, images.
-        beam_size: K, hypotheses per image.
-        max_length: words in a caption, at most.
+        state: nested tensors (B * K, …), one row per hypothesis.
+        batch_size, beam_size, max_length: B, K, and words in a caption, at most.
         length_penalty: the final ranking is by the summed log-probability divided by (the number
             of tokens, END included) ** length_penalty: 0 ranks by probability, 1 by the mean.
 
@@ -60,15 +57,8 @@ def beam_search(
 def sample_captions(step: Callable, state, width: int, max_length: int, seed) -> tf.Tensor:
     """Captions drawn at random, each word with its probability.
 
-    Args:
-        step: as for `beam_search`.
-        state: tensors (W, …), one row for each caption.
-        width: W.
-        max_length: words in a caption, at most.
-        seed: (2,) int32; the same seed draws the same captions.
-
-    Returns:
-        Tokens (W, max_length) int32, END and PADDING after the words.
+    As for `beam_search`, but `state` has W = `width` rows, one for each caption. The same `seed`,
+    (2,) int32, draws the same captions: tokens (W, max_length) int32, END and PADDING after them.
     """
 
     def choose(position, log_probs, scores):
@@ -84,16 +74,8 @@ def sample_captions(step: Callable, state, width: int, max_length: int, seed) ->
 def _decode(step: Callable, state, scores, max_length: int, choose: Callable):
     """Extend W sequences word by word until all have ended or have `max_length` words.
 
-    Args:
-        step: as for `beam_search`.
-        state: tensors (W, …).
-        scores: (W,) float32, handed to `choose` and replaced by it.
-        max_length: steps, at most.
-        choose: (position, log_probs (W, V), scores) -> each new row's parent row, token and score,
-            (W,) each.
-
-    Returns:
-        The sequences (W, max_length) int32, and the scores (W,).
+    `choose` takes the position, log_probs (W, V) and scores (W,), and gives each new row's parent
+    row, token and score, (W,) each. Returns sequences (W, max_length) int32, and scores (W,).
     """
     width = tf.shape(scores)[0]
 
@@ -103,8 +85,8 @@ def _decode(step: Callable, state, scores, max_length: int, choose: Callable):
     def extend(position, last, sequences, scores, finished, state):
         logits, state = step(last, state)  # (W, V)
         ids = tf.range(logits.shape[-1])  # (V,)
-        forbidden = tf.reduce_any(ids == [[i] for i in FORBIDDEN_IDS], axis=0)
-        log_probs = tf.where(forbidden, NEG_INF, tf.nn.log_softmax(logits))
+        # The ids below END are padding, unknown and start, which are never produced.
+        log_probs = tf.where(ids < END, NEG_INF, tf.nn.log_softmax(logits))
         # A finished sequence continues with PADDING alone, at no cost.
         finished_row = tf.where(ids == PADDING, 0.0, NEG_INF)
         log_probs = tf.where(finished[:, None], finished_row, log_probs)
@@ -115,13 +97,7 @@ def _decode(step: Callable, state, scores, max_length: int, choose: Callable):
         state = tf.nest.map_structure(lambda tensor: tf.gather(tensor, parents), state)
         return position + 1, tokens, sequences, scores, finished, state
 
-    start = (
-        tf.constant(0),
-        tf.fill([width], START),
-        tf.fill([width, max_length], PADDING),
-        scores,
-        tf.zeros([width], tf.bool),
-        state,
-    )
+    last, sequences = tf.fill([width], START), tf.fill([width, max_length], PADDING)
+    start = (tf.constant(0), last, sequences, scores, tf.zeros([width], tf.bool), state)
     _, _, sequences, scores, _, _ = tf.while_loop(keep_going, extend, start)
     return sequences, scores

@@ -6,8 +6,8 @@ TensorFlow is imported where it is needed: listing the encoders does without it.
 import contextlib
 import hashlib
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -34,59 +34,53 @@ LITE0_STAGES = (
 
 
 class Encoder:
-    """A frozen CNN from pixels to features.
+    """A frozen CNN from pixels to features, an array of `features_shape` for each image.
 
-    Attributes:
-        name: "vgg16" or "efficientnet_lite0".
-        kind: "pooled", the network's own vector for each image; "layers", a longer vector, with
-            the averages of earlier layers, which know more of colours and textures, of the image
-            enlarged to `image_size`; "grid", a vector for each of 7 × 7 cells.
-        image_size: pixels, the side of what the network sees.
-        features_shape: of one image: (4096,), fc2's output, or (1280,), the averaged grid; of
-            layers (5376,) or (1904,); as a grid (49, 512), block5's output, or (49, 1280).
-        dtype: np.float32; of grids np.float16, for they are forty times as large.
-        weights: where its weights came from, as given.
-        weights_hash: SHA-256 of the weights in use, whatever file they came from.
+    The kind "pooled" is its own vector: (4096,), fc2's output, or (1280,), the averaged grid.
+    "layers" is a longer one, (5376,) or (1904,), with the averages of earlier layers, which know
+    more of colours and textures, of the image enlarged to a side of `image_size` pixels. "grid" is
+    a vector for each of 7 × 7 cells: (49, 512), block5's output, or (49, 1280). Grids are forty
+    times as large, and so of `dtype` np.float16; the others are np.float32.
     """
 
     def __init__(self, name: str = "vgg16", weights: str = "imagenet", kind: str = "pooled"):
-        """Build the network.
-
-        Args:
-            name: a key of `ENCODERS`.
-            weights: "imagenet", a weights file, or "random" (for tests).
-            kind: one of `KINDS`.
-
-        Raises:
-            InputError: unknown encoder, or weights that cannot be loaded or do not fit.
-        """
+        """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used."""
         import keras
         import tensorflow as tf
 
-        if name not in ENCODERS:
-            raise InputError(f"unknown encoder {name!r}: choose one of {', '.join(ENCODERS)}")
+        if name not in ENCODERS or kind not in KINDS:
+            raise InputError(
+                f"{name}, {kind}: choose of {', '.join(ENCODERS)} and {', '.join(KINDS)}"
+            )
         spec = ENCODERS[name]
         self.name, self.weights, self.kind = name, str(weights), kind
+        if self.weights == "random":  # for tests; the same features in every process
+            keras.utils.set_random_seed(0)
+        elif self.weights != "imagenet" and not is_file(self.weights):
+            raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
         network = spec.build(self.weights)
-        digest = hashlib.sha256(name.encode())
+        digest = hashlib.sha256(name.encode())  # of the weights, whatever file they came from
         for variable in network.weights:  # one by one: VGG16's are half a gigabyte
             digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
-        self.dtype = np.dtype(np.float32)
-        self.image_size = IMAGE_SIZE
-        if kind == "layers":
-            network = keras.Model(network.input, _layers_vector(network, spec.layers))
-            self.image_size = spec.enlarged
+        self.image_size = spec.enlarged if kind == "layers" else IMAGE_SIZE
+        self.dtype = np.dtype(np.float16 if kind == "grid" else np.float32)
+        if kind == "layers":  # averaged over the image, each of length 1, side by side
+            outputs = [network.get_layer(name).output for name in spec.layers]
+            # Maps, (B, height, width, channels), become vectors, (B, channels).
+            average = keras.layers.GlobalAveragePooling2D()
+            vectors = [average(x) if len(x.shape) == 4 else x for x in outputs]
+            vectors = [keras.layers.UnitNormalization()(vector) for vector in vectors]
+            network = keras.Model(network.input, keras.layers.Concatenate()(vectors))
         elif kind == "grid":
             cells = network.get_layer(spec.grid_layer).output  # (B, 7, 7, channels)
             cells = keras.layers.Reshape((GRID_CELLS, cells.shape[-1]))(cells)
             network = keras.Model(network.input, cells)
-            self.dtype = np.dtype(np.float16)
         self.network = network
         self.features_shape = tuple(network.output_shape[1:])
-        spec_input = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
+        batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
-        self._run_compiled = tf.function(self._run, input_signature=[spec_input])
+        self._run_compiled = tf.function(self._run, input_signature=[batch])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Features of a batch: (B, 224, 224, 3) uint8 -> (B, *features_shape) of `dtype`.
@@ -99,53 +93,22 @@ class Encoder:
         return run(images).numpy().astype(self.dtype, copy=False)
 
 
-@dataclass(frozen=True)
-class EncoderSpec:
-    """How to build a network, scale its pixels (float32, 0–255 RGB), and what it gives."""
-
-    build: Callable
-    scale: Callable
-    layers: tuple[str, ...]  # that make the vector of kind "layers"
-    enlarged: int  # pixels, the side of the image that those see
-    grid_layer: str  # whose output is 7 × 7
-
-
 def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     """(224, 224, 3) uint8 -> (size, size, 3).
 
     Test-time upscaling (FixRes): the CNN was trained on crops, in which things are larger than in
     whole photos, and recognises them better at that size (Touvron et al. 2019).
     """
-    image = Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC)
-    return np.asarray(image)
-
-
-def _layers_vector(network, names: tuple[str, ...]):
-    """The outputs of some layers, averaged over the image, each of length 1, side by side."""
-    from keras import layers
-
-    vectors = []
-    for name in names:
-        output = network.get_layer(name).output  # (B, height, width, channels) or (B, channels)
-        if len(output.shape) == 4:
-            output = layers.GlobalAveragePooling2D()(output)
-        vectors.append(layers.UnitNormalization()(output))  # (B, channels)
-    return layers.Concatenate()(vectors)
+    return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
 def build_vgg16(weights: str):
     """Keras Applications' VGG16 up to `fc2`, its second 4096-wide layer (after the ReLU)."""
     import keras
 
-    if weights in ("imagenet", "random"):
-        source = None if weights == "random" else weights
-    else:
-        source = _existing_file(weights)
-    if weights == "random":
-        keras.utils.set_random_seed(0)  # the same features in every process
     try:
         with contextlib.redirect_stdout(sys.stderr):  # a download's bar is not output
-            network = keras.applications.VGG16(weights=source)
+            network = keras.applications.VGG16(weights=None if weights == "random" else weights)
     except Exception as error:  # Keras raises a bare Exception when its download fails
         if weights == "imagenet":
             raise InputError(
@@ -173,40 +136,34 @@ def build_lite0(weights: str):
     EfficientNet-B0 (Tan & Le 2019) without squeeze-excitation and with ReLU6. Batch normalisation
     is folded into the convolutions: a frozen network needs no more than a kernel and a bias.
     """
-    import keras
-    from keras import layers
+    from keras import Input, Model, layers
 
-    if weights == "random":
-        keras.utils.set_random_seed(0)
-    conv = dict(padding="same", kernel_initializer="he_normal", activation="relu6")
-    depthwise = dict(padding="same", depthwise_initializer="he_normal", activation="relu6")
-    pixels = keras.Input((None, None, 3))  # (B, 224, 224, 3), or larger
-    x = layers.Conv2D(32, 3, strides=2, name="stem", **conv)(pixels)  # (B, 112, 112, 32)
+    options = {"padding": "same", "activation": "relu6"}
+    conv = partial(layers.Conv2D, kernel_initializer="he_normal", **options)
+    depthwise = partial(layers.DepthwiseConv2D, depthwise_initializer="he_normal", **options)
+    pixels = Input((None, None, 3))  # (B, 224, 224, 3), or larger
+    x = conv(32, 3, strides=2, name="stem")(pixels)  # (B, 112, 112, 32)
     for stage, (blocks, kernel, stride, expansion, channels) in enumerate(LITE0_STAGES, 1):
         for block in range(1, blocks + 1):
             name, inputs = f"stage{stage}_block{block}", x
             if expansion > 1:
-                x = layers.Conv2D(x.shape[-1] * expansion, 1, name=f"{name}_expand", **conv)(x)
-            strides = stride if block == 1 else 1
-            x = layers.DepthwiseConv2D(kernel, strides, name=f"{name}_depthwise", **depthwise)(x)
-            x = layers.Conv2D(channels, 1, name=f"{name}_project", **conv | {"activation": None})(x)
+                x = conv(x.shape[-1] * expansion, 1, name=f"{name}_expand")(x)
+            x = depthwise(kernel, stride if block == 1 else 1, name=f"{name}_depthwise")(x)
+            x = conv(channels, 1, activation=None, name=f"{name}_project")(x)
             if block > 1:  # same shape in and out
                 x = layers.Add(name=f"{name}_add")([inputs, x])
-    x = layers.Conv2D(1280, 1, name="grid", **conv)(x)  # (B, 7, 7, 1280)
+    x = conv(1280, 1, name="grid")(x)  # (B, 7, 7, 1280)
     features = layers.GlobalAveragePooling2D(name="features")(x)  # (B, 1280)
-    network = keras.Model(pixels, features, name="efficientnet_lite0")
-    if weights != "random":
-        path = LITE0_WEIGHTS if weights == "imagenet" else _existing_file(weights)
-        try:
+    network = Model(pixels, features, name="efficientnet_lite0")
+    path, fix = weights, "Name EfficientNet-Lite0's weights, or leave --weights out"
+    if weights == "imagenet":
+        path, fix = LITE0_WEIGHTS, f"Restore it with: git checkout models/{LITE0_WEIGHTS.name}"
+    try:
+        if weights != "random":
             network.load_weights(path)
-        except (OSError, ValueError, KeyError) as error:
-            fix = f"Restore it with: git checkout models/{LITE0_WEIGHTS.name}"
-            if weights != "imagenet":
-                fix = "Name EfficientNet-Lite0's weights, or leave --weights out"
-            reason = str(error).splitlines()[0]
-            raise InputError(
-                f"{path} does not fit EfficientNet-Lite0 ({reason}). {fix}."
-            ) from error
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{path} does not fit EfficientNet-Lite0 ({reason}). {fix}.") from error
     return network
 
 
@@ -215,23 +172,17 @@ def scale_lite0(pixels):
     return (pixels - 127.0) / 128.0
 
 
-def _existing_file(weights: str) -> str:
-    if not is_file(weights):
-        raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
-    return weights
-
-
 ENCODERS = {
-    "vgg16": EncoderSpec(
-        build_vgg16,
-        scale_vgg16,
-        layers=("fc2", "block5_pool", "block4_pool", "block3_pool"),
-        enlarged=IMAGE_SIZE,  # fc1 takes no other
-        grid_layer="block5_pool",
+    "vgg16": SimpleNamespace(
+        build=build_vgg16,
+        scale=scale_vgg16,  # of pixels, float32, 0–255 RGB
+        layers=("fc2", "block5_pool", "block4_pool", "block3_pool"),  # of the kind "layers"
+        enlarged=IMAGE_SIZE,  # pixels, the side of what those see; fc1 takes no other
+        grid_layer="block5_pool",  # whose output is 7 × 7
     ),
-    "efficientnet_lite0": EncoderSpec(
-        build_lite0,
-        scale_lite0,
+    "efficientnet_lite0": SimpleNamespace(
+        build=build_lite0,
+        scale=scale_lite0,
         layers=("features", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
         enlarged=384,
         grid_layer="grid",

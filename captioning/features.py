@@ -1,9 +1,8 @@
 """Features of many images, in shards that survive a stopped run.
 
-A shard is a few hundred images, written as one file named by everything its content depends on.
-What a stopped run finished is found again by that name and never redone; a shard of another
-encoder, other weights, another list of images or changed files has another name. A batch never
-crosses shards, so that it does not matter which process or machine a shard is made by.
+A shard is a few hundred images, written as one file named by everything its content depends on:
+encoder, weights, images and their times. What a stopped run finished is found again by that name.
+A batch never crosses shards, so it does not matter which process or machine makes a shard.
 """
 
 import contextlib
@@ -49,39 +48,32 @@ def extract_features(
 ) -> tuple[np.ndarray, list[str]]:
     """Encode every image that no shard file holds yet, and put the shards together.
 
-    Args:
-        encoder: the frozen CNN.
-        paths: N image files.
-        files: their shards' files, from `shard_files`.
-        batch_size: images per pass of the network.
-        n_jobs: processes on this machine.
-        dask: the address of a Dask scheduler whose workers do the work instead.
-
-    Returns:
-        Features (M, *encoder.features_shape) of the M readable images in order, memory-mapped from
-        a file beside the shards, and each of the N images' error, or "" when it was readable.
-
-    Raises:
-        InputError: a shard cannot be written, or the cluster cannot do its work.
+    `files` are those of `shard_files`. The work is done by `n_jobs` processes, or by the workers of
+    the Dask scheduler at the address `dask`. Returns features (M, *encoder.features_shape) of the M
+    readable images in order, memory-mapped from a file beside the shards, and every image's error,
+    or "" when it was readable. Raises InputError if a shard cannot be written, or the cluster
+    cannot do its work.
     """
     missing = {
-        shard: paths[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
-        for shard, file in enumerate(files)
+        file: paths[number * SHARD_SIZE : (number + 1) * SHARD_SIZE]
+        for number, file in enumerate(files)
         if not file.is_file()
     }
     with cli.progress(len(paths), "image", encoder.name) as bar:
         bar.initial = len(paths) - sum(map(len, missing.values()))  # not part of this run's rate
         bar.update(bar.initial)
-        if dask is None and n_jobs == 1:
-            for shard, shard_paths in missing.items():
-                save_shard(
-                    files[shard], *encode_shard(encoder, shard_paths, batch_size, bar.update)
-                )
+        parallel = dask is not None or n_jobs > 1
+        if parallel:
+            shards = parallel_shards(encoder, missing, batch_size, n_jobs, dask)
         else:
-            for shard, features, errors in parallel_shards(
-                encoder, missing, batch_size, n_jobs, dask
-            ):
-                save_shard(files[shard], features, errors)
+            shards = (
+                (file, *encode_shard(encoder, shard_paths, batch_size, bar.update))
+                for file, shard_paths in missing.items()
+            )
+        for file, features, errors in shards:
+            with atomic_path(file) as path:
+                np.savez(path, features=features, errors=np.array(errors))
+            if parallel:
                 bar.update(len(errors))
     return put_together(files, encoder)
 
@@ -89,38 +81,28 @@ def extract_features(
 def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, list[str]]:
     """All shards' features (M, *features_shape), mapped from one file, and all their errors."""
     target = files[0].parent / "features.npy"
-    errors: list[str] = []
-    for file in files:
-        with _open_shard(file) as arrays:
-            errors += arrays["errors"].tolist()
-    dtype = encoder.dtype.newbyteorder("<")
+    errors = [error for file in files for error in _read_shard(file, "errors").tolist()]
     shape = (errors.count(""), *encoder.features_shape)
-    header = {"shape": shape, "fortran_order": False, "descr": dtype.str}
+    header = {"shape": shape, "fortran_order": False, "descr": encoder.dtype.str}
     # Written, not mapped: on a full disk a write fails with a message, a mapped page with a signal.
     with atomic_path(target) as path, path.open("wb") as out:
         np.lib.format.write_array_header_1_0(out, header)
         for file in files:
-            with _open_shard(file) as arrays:
-                out.write(arrays["features"].astype(dtype, copy=False).data)
+            out.write(_read_shard(file, "features").data)
     return np.load(target, mmap_mode="r"), errors
 
 
-@contextlib.contextmanager
-def _open_shard(file: Path) -> Iterator[np.lib.npyio.NpzFile]:
+def _read_shard(file: Path, name: str) -> np.ndarray:
     try:
         with np.load(file) as arrays:
-            yield arrays
+            return arrays[name]
     except (ValueError, KeyError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{file} is damaged ({one_line(error)}). Remove it and give the same command again."
-        ) from error
+        fix = "Remove it and give the same command again."
+        raise InputError(f"{file} is damaged ({one_line(error)}). {fix}") from error
 
 
 def encode_shard(
-    encoder: Encoder,
-    paths: list[Path] | list[str],
-    batch_size: int,
-    done: Callable[[int], object] | None = None,
+    encoder: Encoder, paths: list[Path], batch_size: int, done: Callable = lambda count: None
 ) -> tuple[np.ndarray, list[str]]:
     """The features (M, *features_shape) of the M readable images, and every image's error or "".
 
@@ -136,60 +118,42 @@ def encode_shard(
             if len(batch) == batch_size or (len(errors) == len(paths) and batch):
                 features.append(encoder.encode(np.stack(batch)))  # (batch_size, …)
                 batch = []
-            if done:
-                done(1)
+            done(1)
     return np.concatenate(features), errors
 
 
-def save_shard(file: Path, features: np.ndarray, errors: list[str]) -> None:
-    """Write a finished shard."""
-    with atomic_path(file) as path:
-        np.savez(path, features=features, errors=np.array(errors))
-
-
-# -- past one process ------------------------------------------------------------------------------
-
-
 def parallel_shards(
-    encoder: Encoder, missing: dict[int, list[Path]], batch_size: int, n_jobs: int, dask: str | None
-) -> Iterator[tuple[int, np.ndarray, list[str]]]:
-    """Shards as they are finished, as (number, features, errors): by processes, or by a cluster.
+    encoder: Encoder, shards: dict[Path, list[Path]], batch_size: int, n_jobs: int, dask: str | None
+) -> Iterator[tuple[Path, np.ndarray, list[str]]]:
+    """Shards as they are finished, as (file, features, errors): by processes, or by a cluster.
 
     Only the images' paths go out and features come back: every worker needs the repository, the
-    images under the same paths, and the encoder's weights.
-
-    Raises:
-        InputError: no cluster answers, or its workers lack something or keep dying.
+    images under the same paths, and the encoder's weights. Raises InputError if no cluster answers,
+    or its workers lack something or keep dying.
     """
     import joblib
 
     weights = encoder.weights
     if weights not in ("imagenet", "random"):
         weights = str(Path(weights).absolute())
-    threads = None if dask else max(1, (os.cpu_count() or 1) // n_jobs)
+    threads = 0 if dask else max(1, (os.cpu_count() or 1) // n_jobs)
+    same = (encoder.name, weights, encoder.kind, encoder.weights_hash, threads)
     tasks = [
-        joblib.delayed(_worker_shard)(
-            shard,
-            [str(path.absolute()) for path in paths],
-            (encoder.name, weights, encoder.kind, encoder.weights_hash, threads),
-            batch_size,
-        )
-        for shard, paths in missing.items()
+        joblib.delayed(_worker_shard)(file, [p.absolute() for p in paths], same, batch_size)
+        for file, paths in shards.items()
     ]
-    with _cluster(dask):
-        # A shard a task, taken as soon as it is there: what is finished is then on the disk.
-        options = {"batch_size": 1, "return_as": "generator_unordered"}
-        for shard, features, errors in joblib.Parallel(-1 if dask else n_jobs, **options)(tasks):
-            named = zip(missing[shard], errors, strict=True)  # as one process would name them
-            yield shard, features, [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
+    # A shard a task, taken as soon as it is there: what is finished is then on the disk.
+    options = {"batch_size": 1, "return_as": "generator_unordered"}
+    options |= {"backend": "dask", "n_jobs": -1} if dask else {"n_jobs": n_jobs}
+    with _cluster(dask) if dask else contextlib.nullcontext():
+        for file, features, errors in joblib.Parallel(**options)(tasks):
+            named = zip(shards[file], errors, strict=True)  # as one process would name them
+            yield file, features, [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
 
 
 @contextlib.contextmanager
-def _cluster(address: str | None) -> Iterator[None]:
-    """Let joblib use the Dask cluster at `address`; without one, processes of this machine."""
-    if address is None:
-        yield
-        return
+def _cluster(address: str) -> Iterator[None]:
+    """Connect to the Dask cluster at `address`, which joblib then finds."""
     try:
         import distributed
     except ImportError as error:
@@ -197,12 +161,9 @@ def _cluster(address: str | None) -> Iterator[None]:
     try:
         client = distributed.Client(address, timeout=CONNECTION_TIMEOUT)
     except (OSError, ValueError) as error:
-        raise InputError(
-            f"no Dask scheduler answers at {address}. Start one: dask scheduler"
-        ) from error
-    import joblib
-
-    with client, joblib.parallel_config("dask", client=client):
+        fix = "Start one: dask scheduler"
+        raise InputError(f"no Dask scheduler answers at {address}. {fix}") from error
+    with client:
         start = f"PYTHONPATH={ROOT} dask worker {address} --nthreads 1"
         try:
             client.wait_for_workers(1, timeout=CONNECTION_TIMEOUT)
@@ -215,16 +176,13 @@ def _cluster(address: str | None) -> Iterator[None]:
             raise InputError(f"the cluster fails: {error}") from error
 
 
-def _worker_shard(shard: int, paths: list[str], encoder: tuple, batch_size: int) -> tuple:
+def _worker_shard(file: Path, paths: list[Path], encoder: tuple, batch_size: int) -> tuple:
     """A shard in a worker process, which builds its encoder once."""
-    features = encode_shard(_worker_encoder(*encoder), paths, batch_size)
-    return shard, *features
+    return file, *encode_shard(_worker_encoder(*encoder), paths, batch_size)
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_encoder(
-    name: str, weights: str, kind: str, weights_hash: str, threads: int | None
-) -> Encoder:
+def _worker_encoder(name: str, weights: str, kind: str, weights_hash: str, threads: int) -> Encoder:
     cli.load_tensorflow()
     if threads:  # the processes share this machine's cores
         import tensorflow as tf
@@ -236,15 +194,8 @@ def _worker_encoder(
     return encoder
 
 
-# -- features.pkl ----------------------------------------------------------------------------------
-
-
 def load_features(folder: Path) -> dict:
-    """Read features.pkl in `folder`, its array memory-mapped (data/README.md: every field).
-
-    Raises:
-        InputError: the file is missing, or not what preprocess.py writes.
-    """
+    """The fields of features.pkl, as in data/README.md; raises InputError if they are not so."""
     path = folder / "features.pkl"
     texts = dict.fromkeys(("kind", "encoder", "weights_hash", "fingerprint"), str)
     fields = {"features": np.ndarray, "image_ids": list, "unreadable": dict}
@@ -253,7 +204,6 @@ def load_features(folder: Path) -> dict:
     if {2: np.float32, 3: np.float16}.get(array.ndim) != array.dtype:  # a vector, or a grid's cells
         raise InputError(f"{path} is not what preprocess.py writes (features). Run it again.")
     if len(image_ids) != len(array):
-        raise InputError(
-            f"{path} has {len(array)} features of {len(image_ids)} images. Run preprocess.py again."
-        )
+        counts = f"{len(array)} features of {len(image_ids)} images"
+        raise InputError(f"{path} has {counts}. Run preprocess.py again.")
     return content

@@ -24,10 +24,7 @@ def is_file(path: str | Path) -> bool:
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """A name or message from elsewhere, fit for one line of ours.
-
-    Control characters would break the line or command the terminal, so they are escaped.
-    """
+    """Text from elsewhere, escaped: it might break the line or control the terminal."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])
     return text if len(text) <= limit else text[:limit] + "…"
 
@@ -42,11 +39,9 @@ def sha256(path: str | Path) -> str:
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it replaces `path` when the block succeeds.
 
-    A fault inside the block, or a kill at any moment, leaves the old file whole. Where `path` is a
-    link, what it leads to is replaced; an old file's permissions stay.
-
-    Raises:
-        InputError: the folder cannot be created or written, or the disk is full.
+    A fault or a kill leaves the old file whole. Where `path` is a link, what it leads to is
+    replaced; an old file's permissions stay. Raises InputError if the folder cannot be created or
+    written, or the disk is full.
     """
     target = Path(os.path.realpath(path))
     # A short name fits where a long target's does. The suffix stays last: Keras, NumPy and
@@ -74,7 +69,6 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 @functools.lru_cache(maxsize=64)  # once for each folder: it may hold a file for each photo
 def _remove_abandoned(folder: Path) -> None:
-    """Remove what killed runs left in `folder`."""
     for left in folder.glob(".partial-????????*"):
         with contextlib.suppress(OSError):  # gone already, or not ours to remove
             if time.time() - left.stat().st_mtime > ABANDONED:
@@ -92,15 +86,8 @@ def save_pickle(value: dict, path: str | Path) -> None:
 def load_pickle(path: Path, fields: dict[str, type]) -> dict:
     """Read a dict that preprocess.py wrote, its arrays memory-mapped read-only.
 
-    Unpickling runs what a file says: these are working files, to be trusted like code. What is
-    checked here is that they are whole and of this project.
-
-    Args:
-        path: the file.
-        fields: the keys that it must have, with the type of each value.
-
-    Raises:
-        InputError: the file is missing, or not what preprocess.py writes.
+    Unpickling runs what a file says: trust these working files like code. Raises InputError if it
+    is missing or broken, or one of the `fields` is, or is not of its type.
     """
     import joblib
 
@@ -109,13 +96,10 @@ def load_pickle(path: Path, fields: dict[str, type]) -> dict:
     try:
         value = joblib.load(path, mmap_mode="r")
     except Exception as error:  # unpickling can raise anything at all
-        raise InputError(
-            f"{path} cannot be read ({one_line(error)}). Run preprocess.py again."
-        ) from error
+        reason = one_line(error)
+        raise InputError(f"{path} cannot be read ({reason}). Run preprocess.py again.") from error
     found = value if isinstance(value, dict) else {}
-    wrong = [name for name, kind in fields.items() if not isinstance(found.get(name), kind)]
+    wrong = ", ".join(n for n, kind in fields.items() if not isinstance(found.get(n), kind))
     if wrong:
-        raise InputError(
-            f"{path} is not what preprocess.py writes ({', '.join(wrong)}). Run it again."
-        )
+        raise InputError(f"{path} is not what preprocess.py writes ({wrong}). Run it again.")
     return value

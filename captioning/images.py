@@ -18,21 +18,16 @@ MAX_PIXELS = 50_000_000  # of what is decoded; a larger JPEG is decoded small
 LARGE = 4_000_000  # pixels, from which on images are decoded one at a time
 ONE_LARGE_IMAGE = threading.Lock()  # so that threads do not each take a gigabyte
 
-# What Pillow's decoders are seen to raise on broken files, beside OSError.
-BROKEN_IMAGE = (ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError)
+# What Pillow's decoders are seen to raise on broken files.
+BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError)
 BROKEN_IMAGE += (struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
 
 
 def load_image(path: str | Path) -> np.ndarray:
-    """Read one image as the encoders see it: upright, RGB, squashed to 224 × 224.
+    """Read one image as the encoders see it, (224, 224, 3) uint8: upright, RGB, squashed.
 
-    Of several frames the first. Takes 1 GB at most, for the largest that is read.
-
-    Returns:
-        (224, 224, 3) uint8, channels red, green, blue.
-
-    Raises:
-        InputError: the file is missing, not a regular file, or not an image that can be read.
+    Of several frames the first. Takes 1 GB at most, for the largest that is read. Raises
+    InputError if the file is missing, not a regular file, or not an image that can be read.
     """
     name = one_line(path)
     if not is_file(path):
@@ -40,14 +35,11 @@ def load_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path, formats=FORMATS) as image:
             return image_to_pixels(image)
-    except UnidentifiedImageError as error:  # whose own words repeat the path
-        reason = f"it is none of {', '.join(FORMATS)}, or is cut off"
-        raise InputError(f"{name}: not a readable image ({reason})") from error
-    except OSError as error:
-        reason = error.strerror or one_line(error)  # without the path
-        raise InputError(f"{name}: not a readable image ({reason})") from error
     except BROKEN_IMAGE as error:
-        raise InputError(f"{name}: not a readable image ({one_line(error)})") from error
+        reason = getattr(error, "strerror", None) or one_line(error)  # without the path
+        if isinstance(error, UnidentifiedImageError):  # whose own words repeat it
+            reason = f"it is none of {', '.join(FORMATS)}, or is cut off"
+        raise InputError(f"{name}: not a readable image ({reason})") from error
 
 
 def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
@@ -66,24 +58,18 @@ def image_to_pixels(image: Image.Image) -> np.ndarray:
     if count > MAX_PIXELS:
         raise ValueError(f"{count} pixels are more than {MAX_PIXELS}")
     with ONE_LARGE_IMAGE if count > LARGE else contextlib.nullcontext():
-        return _decode(image)
-
-
-def _decode(image: Image.Image) -> np.ndarray:
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip it, not scale it
-        grey = np.nan_to_num(np.array(image, np.float32), copy=False)
-        scale = 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
-        grey.clip(0, 255 / scale, out=grey)  # before scaling: the largest floats would overflow
-        image = Image.fromarray((grey * scale).astype(np.uint8))
-    if image.has_transparency_data:  # what is transparent is seen on white
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if image.size != (IMAGE_SIZE, IMAGE_SIZE):
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip, not scale
+            grey = np.nan_to_num(np.array(image, np.float32), copy=False)
+            scale = 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
+            grey.clip(0, 255 / scale, out=grey)  # before scaling: the largest would overflow
+            image = Image.fromarray((grey * scale).astype(np.uint8))
+        if image.has_transparency_data:  # what is transparent is seen on white
+            image = image.convert("RGBA")
+            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         # Pillow's filters widen with the reduction, so this is antialiased.
-        image = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
-    return np.asarray(image)  # (224, 224, 3) uint8
+        size = (IMAGE_SIZE, IMAGE_SIZE)
+        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
 
 
 def list_images(folder: str | Path) -> list[Path]:

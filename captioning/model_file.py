@@ -1,11 +1,11 @@
 """The captioner's .h5 file: Keras' own format, and a group that makes it describe itself.
 
-A model file may come from a stranger. So it is only read for a few numbers, for words, and for
-plain arrays whose shapes are known beforehand; its reader builds the network from this
-repository's code, never from the architecture that the file describes. Nothing in the file is
-followed to another place, and nothing is read that the file itself is not large enough for.
+A model file may come from a stranger. So only a few numbers, words, and plain arrays of known
+shapes are read from it; the network is built from this repository's code, never from the file's.
+Nothing in it is followed to another place, and nothing is read that it is not large enough for.
 """
 
+import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,19 +29,11 @@ def write_model(
 ) -> None:
     """Write one .h5: Keras' model and weights, and in a group of its own all the rest.
 
-    Args:
-        path: where to; an old file is replaced by a whole one or not at all.
-        network: the caption network.
-        words: the vocabulary, by id.
-        config: the captioner's few numbers, as JSON takes them.
-        half: store the weights as float16.
-
-    Raises:
-        InputError: it cannot be written.
+    `words` is the vocabulary by id, `config` the captioner's few numbers; `half` stores the
+    weights as float16. Raises InputError if it cannot be written.
     """
     encoded = [word.encode() for word in words]
-    bytes_each = 6 if half else 4  # both files are there for a moment
-    size = bytes_each * network.count_params() + sum(map(len, encoded)) + HEADERS
+    size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(size))  # a full disk fails here; it would crash HDF5
         network.save(temporary, include_optimizer=False)
@@ -49,46 +41,33 @@ def write_model(
             _store_halves(temporary)
         with h5py.File(temporary, "r+") as file:
             group = file.create_group(GROUP)
-            group.attrs["format_version"] = FORMAT_VERSION
-            group.attrs["config"] = json.dumps(config)
+            group.attrs.update(format_version=FORMAT_VERSION, config=json.dumps(config))
             # A dataset, for HDF5's attributes stop at 64 kB; of one width, for its size is then
             # known before it is read.
-            group.create_dataset(
-                "vocabulary", data=encoded, dtype=h5py.string_dtype(length=max(map(len, encoded)))
-            )
+            width = h5py.string_dtype(length=max(map(len, encoded)))
+            group.create_dataset("vocabulary", data=encoded, dtype=width)
 
 
 def _store_halves(path: Path) -> None:
     """Rewrite Keras' file with float16 arrays; HDF5 would keep the room of what is replaced."""
-    whole = path.with_suffix(f".whole{path.suffix}")  # a name that `atomic_path` cleans up too
-    path.rename(whole)
-    try:
-        with h5py.File(whole) as old, h5py.File(path, "w") as new:
+    with h5py.File(io.BytesIO(path.read_bytes())) as old, h5py.File(path, "w") as new:
 
-            def copy(place: str, item: h5py.HLObject) -> None:
-                if isinstance(item, h5py.Dataset):
-                    new.create_dataset(place, data=item[()].astype(np.float16))
-                else:
-                    new.require_group(place).attrs.update(item.attrs)
+        def copy(place: str, item: h5py.HLObject) -> None:
+            if isinstance(item, h5py.Dataset):
+                new.create_dataset(place, data=item[()].astype(np.float16))
+            else:
+                new.require_group(place).attrs.update(item.attrs)
 
-            new.attrs.update(old.attrs)
-            old.visititems(copy)
-    finally:
-        whole.unlink()
+        new.attrs.update(old.attrs)
+        old.visititems(copy)
 
 
 @contextmanager
 def open_model(path: str | Path) -> Iterator[h5py.File]:
-    """Open a model file to be read in the block.
-
-    Raises:
-        InputError: there is no such file, or what the block met is not what `write_model` writes.
-    """
-    path = Path(path)
+    """Open a model file; raises InputError if it is not, as the block may find, a captioner's."""
     if not is_file(path):
-        raise InputError(
-            f"{one_line(path)}: no such model. Train one with train.py, or name yours."
-        )
+        name = one_line(path)
+        raise InputError(f"{name}: no such model. Train one with train.py, or name yours.")
     try:
         with h5py.File(path) as file:
             yield file
@@ -105,11 +84,7 @@ def not_a_captioner(path: str | Path, reason: object) -> InputError:
 
 
 def read_description(file: h5py.File) -> tuple[list[str], dict]:
-    """The vocabulary and the config, as `write_model` was given them; neither is checked here.
-
-    Raises:
-        ValueError: they are of another version, or not in the form that `write_model` gives them.
-    """
+    """The vocabulary and config, unchecked; raises ValueError if not in `write_model`'s form."""
     attributes = _find(file, GROUP).attrs
     for name in ("format_version", "config"):
         attribute = attributes.get_id(name)
@@ -127,11 +102,7 @@ def read_description(file: h5py.File) -> tuple[list[str], dict]:
 
 
 def read_arrays(file: h5py.File, network: keras.Model) -> None:
-    """Put the file's arrays into the network's weights.
-
-    Raises:
-        ValueError: one is missing, of another shape or type, or not plainly in the file.
-    """
+    """Put the file's arrays into the network; raises ValueError if one is not plainly there."""
     for layer in network.layers:
         for variable in layer.weights:
             dataset = _plain_dataset(file, f"model_weights/{layer.name}/{variable.path}")
@@ -142,10 +113,7 @@ def read_arrays(file: h5py.File, network: keras.Model) -> None:
 
 
 def _plain_dataset(file: h5py.File, place: str) -> h5py.Dataset:
-    """The dataset at `place`, if its bytes are there, in one piece, as numbers or as strings.
-
-    No compression, no parts that are left out: then a small file cannot fill the memory.
-    """
+    """The array at `place`, whole and uncompressed: then a small file cannot fill the memory."""
     found = _find(file, place)
     plain = isinstance(found, h5py.Dataset) and not (
         found.chunks or found.external or found.is_virtual or found.dtype.hasobject

@@ -1,7 +1,7 @@
 """Where captions go: to stdout, into a file, or each into a file beside its photo.
 
-The three are used alike: `open` tells which photos still need a caption, `write` takes one photo's,
-`close` ends the work.
+The three are used alike: `open` tells of each photo whether it needs a caption, with `resume` if it
+has none yet; `write` takes one photo's captions, each with its score; `close` ends the work.
 """
 
 import csv
@@ -26,45 +26,39 @@ class Stream:
     """
 
     def __init__(self, form: str, num_captions: int = 1, stream=None):
-        """Take the format, how many captions a photo gets at most, and the file (stdout)."""
         self.form, self.stream = form, stream or sys.stdout
         image = "image_id" if form == "coco" else "image_path"
         self.columns = [image, "caption", *["log_probability"] * (num_captions > 1)]
         self.empty = True
 
     def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
-        """All photos need a caption."""
         return [True] * len(photos)
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
-        """Write the captions of one photo, each with its score."""
         for caption, score in captions:
-            if self.empty:
-                self.stream.write(
-                    {"csv": self._csv(self.columns), "coco": "[\n"}.get(self.form, "")
-                )
             name = photo.name if self.form == "coco" else os.fspath(photo)
-            values = [name, caption, round(score, 4)][: len(self.columns)]
-            self.stream.write(self._row(values))
+            self.stream.write(self._row([name, caption, round(score, 4)][: len(self.columns)]))
             self.stream.flush()
             self.empty = False
 
     def close(self) -> None:
-        """Write what ends the list."""
         if self.form == "coco" and not self.empty:
             self.stream.write("]\n")
 
     def _row(self, values: list) -> str:
+        """A row, the first one with what stands before it."""
         if self.form == "tsv":
             return "\t".join([values[0].translate(TSV_ESCAPES), *map(str, values[1:])]) + "\n"
         if self.form == "csv":
-            return self._csv(values)
+            return (self._csv(self.columns) if self.empty else "") + self._csv(values)
         line = json.dumps(dict(zip(self.columns, values, strict=True)), ensure_ascii=False)
-        return f"{line}\n" if self.form == "jsonl" else f"{' ' if self.empty else ','}{line}\n"
+        if self.form == "coco":
+            line = ("[\n " if self.empty else ",") + line
+        return f"{line}\n"
 
     def _csv(self, values: list) -> str:
         row = io.StringIO()  # with the standard's line end, so that either half of it is quoted
-        csv.writer(row, lineterminator="\r\n").writerow(values)
+        csv.writer(row).writerow(values)
         return row.getvalue().removesuffix("\r\n") + "\n"
 
 
@@ -77,49 +71,39 @@ class OutputFile:
     """
 
     def __init__(self, path: Path, form: str, num_captions: int, settings: dict):
-        """Take the file, its format, captions per photo, and what a resumed run must share."""
+        """`settings` are what a resumed run must share."""
         self.path, self.form, self.num_captions = path, form, num_captions
         self.settings = settings | {"num_captions": num_captions}
         self.partial = path.with_name(path.name + ".partial")
         self.file, self.finished, self.resume = None, False, False
 
     def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
-        """Of each photo, whether it still needs a caption.
-
-        Args:
-            photos: all that will be captioned.
-            resume: continue FILE.partial.
-
-        Raises:
-            InputError: a file is there and not to be resumed, or is of a run with other settings.
-        """
+        """Raises InputError if a file is there already, or is of a run with other settings."""
+        self.resume = resume
         try:
-            partial, self.finished = self.partial.exists(), self.path.exists()
-            self.finished = self.finished and self.path.stat().st_size > 0
+            partial = self.partial.exists()
+            self.finished = self.path.exists() and self.path.stat().st_size > 0
         except OSError as error:  # a name that is too long
             raise InputError(f"{one_line(self.path)}: {error.strerror}. Name another.") from error
         if (partial or self.finished) and not resume:
-            there = self.path if self.finished else self.partial
-            raise InputError(
-                f"{one_line(there)} is there already. Give --resume, remove it, or name another."
-            )
-        self.resume = resume
+            name = one_line(self.path if self.finished else self.partial)
+            raise InputError(f"{name} is there already. Give --resume, remove it, or name another.")
         if self.finished:
             return [False] * len(photos)
         done = self._read_back() if partial else set()
         return [os.fspath(photo) not in done for photo in photos]
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
-        """Write the captions of one photo, each with its score."""
-        rows = [{"image_path": os.fspath(photo), "captions": captions}]
         try:
             if self.file is None:
                 self.partial.parent.mkdir(parents=True, exist_ok=True)
                 # Without --resume "x": another run with the same FILE is not mixed with this one.
                 self.file = self.partial.open("a" if self.resume else "x", encoding="ascii")
-                rows = ([self.settings] if self.file.tell() == 0 else []) + rows
-            for row in rows:  # in ASCII: a name in any encoding is read back as it was
-                self.file.write(json.dumps(row) + "\n")
+                if self.file.tell() == 0:
+                    self.file.write(json.dumps(self.settings) + "\n")
+            # In ASCII: a name in any encoding is read back as it was.
+            row = {"image_path": os.fspath(photo), "captions": captions}
+            self.file.write(json.dumps(row) + "\n")
             self.file.flush()
         except OSError as error:
             raise InputError(
@@ -151,10 +135,9 @@ class OutputFile:
         try:
             with self.partial.open("rb+") as file:
                 for line in file:
-                    torn = not line.endswith(b"\n")
-                    if end == 0 and line != (opening[: len(line)] if torn else opening):
+                    if end == 0 and not opening.startswith(line):
                         raise ValueError("it is of a run with another model or other options")
-                    if torn:
+                    if not line.endswith(b"\n"):  # torn
                         break
                     if end:
                         done.add(os.fspath(json.loads(line)["image_path"]))
@@ -172,28 +155,22 @@ class Sidecars:
     """Each caption in a text file beside its photo: that of x.jpg, and a line feed, in x.txt."""
 
     def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
-        """Of each photo, whether it still needs its file: without `resume` all do.
-
-        Raises:
-            InputError: a file would be that of two photos, or is itself among them.
-        """
+        """Raises InputError if a file would be that of two photos, or is itself among them."""
         photo_of: dict[Path, Path] = {}
         for photo in photos:
             target = photo.with_suffix(".txt")
             other = photo_of.setdefault(target, photo)
+            name = one_line(photo)
             if other != photo:
                 raise InputError(
-                    f"{one_line(other)} and {one_line(photo)} cannot both have their caption in "
+                    f"{one_line(other)} and {name} cannot both have their caption in "
                     f"{one_line(target)}. Rename one, or leave it out."
                 )
             if photo == target:
-                raise InputError(
-                    f"{one_line(photo)} would be overwritten by its caption. Leave it out."
-                )
+                raise InputError(f"{name} would be overwritten by its caption. Leave it out.")
         return [not (resume and is_file(photo.with_suffix(".txt"))) for photo in photos]
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
-        """Write the best caption of one photo."""
         with atomic_path(photo.with_suffix(".txt")) as path:
             path.write_text(captions[0][0] + "\n", encoding="utf-8", newline="")
 

@@ -15,61 +15,52 @@ MAX_IMAGES = 24  # in one picture; more would be too small to look at
 COLUMNS = 4
 WIDTH = 2.9  # inches of one image
 WRAP = 32  # characters of a caption per line, at the size of these pictures
+BARS = 15  # words named in a description
+HEIGHT = 3.4  # inches of its charts
+UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
+TAKEN = {"loss": "with dropout", "cider": "sampled captions"}  # how, in training
+Items = list[tuple[Path, list[str]]]  # image files, each with its lines of text
 
 
-def draw_captions(items: list[tuple[Path, list[str]]], target: str | Path) -> None:
-    """Draw images with the lines of text below each.
-
-    Args:
-        items: image files, each with its lines; only the first `MAX_IMAGES` are drawn.
-        target: the picture to write; its suffix chooses the format.
-
-    Raises:
-        InputError: an image cannot be read, or the picture cannot be written.
-    """
+def draw_captions(items: Items, target: Path) -> None:
+    """Draw the first `MAX_IMAGES`; raises InputError for unreadable images, unwritable pictures."""
     items = items[:MAX_IMAGES]
     columns = min(COLUMNS, math.ceil(math.sqrt(len(items))))
-    rows = -(-len(items) // columns)
+    rows = math.ceil(len(items) / columns)
     figure = Figure(figsize=(WIDTH * columns, _height(items) * rows), layout="constrained")
     _draw_grid(figure, items, rows, columns)
     _save(figure, target)
 
 
 def _text(lines: list[str]) -> str:
-    return "\n".join(textwrap.fill(line, WRAP) for line in lines)
+    text = "\n".join(textwrap.fill(line, WRAP) for line in lines)
+    return text.replace("$", r"\$")  # matplotlib reads $…$ as mathematics
 
 
-def _height(items: list[tuple[Path, list[str]]]) -> float:
+def _height(items: Items) -> float:
     """Inches that a row of images takes with the lines below them."""
     return 2.6 + 0.18 * max(_text(lines).count("\n") + 1 for _, lines in items)
 
 
-def _draw_grid(figure, items: list[tuple[Path, list[str]]], rows: int, columns: int) -> None:
+def _draw_grid(figure, items: Items, rows: int, columns: int) -> None:
     grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.set(xticks=[], yticks=[], frame_on=False)
     for axes, (path, lines) in zip(grid, items, strict=False):
         axes.imshow(load_image(path))
-        # A label, for the layout makes room for one.
-        axes.set_xlabel(_plain(_text(lines)), fontsize="medium")
-
-
-UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
+        axes.set_xlabel(_text(lines), fontsize="medium")  # the layout makes room for a label
 
 
 def draw_curves(rows: list[dict], measure: str, kept: dict, target: Path) -> None:
-    """Draw the training and dev measure of every epoch into a picture.
+    """Draw a measure, a key of `UNITS`, in training and on dev, of every epoch.
 
-    Args:
-        rows: a dict for each epoch, with `epoch`, `train_…` and `dev_…` (None without dev images).
-        measure: a key of `UNITS`, as in those names.
-        kept: the row of the epoch that the model's file holds, pointed out.
-        target: the picture to write.
+    A row has `epoch`, `train_…` and `dev_…` (None without dev images). `kept`, the row of the epoch
+    that the model's file holds, is pointed out.
     """
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="epoch", ylabel=UNITS[measure])
     epochs = [row["epoch"] for row in rows]
-    label = {"loss": "train (with dropout)", "cider": "train (sampled captions)"}[measure]
+    label = f"train ({TAKEN[measure]})"
     axes.plot(epochs, [row[f"train_{measure}"] for row in rows], "o-", label=label)
     if kept[f"dev_{measure}"] is not None:
         axes.plot(epochs, [row[f"dev_{measure}"] for row in rows], "s-", label="dev")
@@ -81,28 +72,14 @@ def draw_curves(rows: list[dict], measure: str, kept: dict, target: Path) -> Non
     _save(figure, target)
 
 
-BARS = 15  # words named in a description
-HEIGHT = 3.4  # inches of its charts
-
-
 def draw_description(
-    lengths: dict[str, list[int]],
-    words: Counter,
-    vocabulary_size: int,
-    examples: list[tuple[Path, list[str]]],
-    target: Path,
+    lengths: dict[str, list[int]], words: Counter, known: int, examples: Items, target: Path
 ) -> None:
-    """Draw caption lengths, word frequencies and some images of a data set into a picture.
+    """Draw caption lengths, word frequencies and some images of a data set.
 
-    Args:
-        lengths: words of every caption, for each split.
-        words: how often each word occurs in the training captions.
-        vocabulary_size: how many of them, the most frequent, are in the vocabulary.
-        examples: image files, each with its captions, at most `COLUMNS`; may be empty.
-        target: the picture to write; its suffix chooses the format.
-
-    Raises:
-        InputError: an image cannot be read, or the picture cannot be written.
+    `lengths` has the words of every caption for each split; `words` how often each word occurs in
+    the training captions, of which the `known` most frequent are in the vocabulary; `examples` at
+    most `COLUMNS` images, or none. Raises InputError as `draw_captions` does.
     """
     below = _height(examples) if examples else 0
     figure = Figure(figsize=(WIDTH * COLUMNS, HEIGHT + below), layout="constrained")
@@ -121,23 +98,18 @@ def draw_description(
 
     counts = sorted(words.values(), reverse=True)
     middle.loglog(range(1, len(counts) + 1), counts)
-    middle.axvline(vocabulary_size, color="grey", linestyle="--")
+    middle.axvline(known, color="grey", linestyle="--")
     middle.set(xlabel="rank of a word", ylabel="times in training captions")
-    middle.set_title(f"{vocabulary_size:,} of {len(counts):,} words in the vocabulary")
+    middle.set_title(f"{known:,} of {len(counts):,} words in the vocabulary")
 
     most = words.most_common(BARS)
-    right.barh([_plain(one_line(word, 20)) for word, _ in most], [count for _, count in most])
+    right.barh([_text([one_line(word, 20)]) for word, _ in most], [count for _, count in most])
     right.invert_yaxis()
     right.set(xlabel="times in training captions", title="Most frequent words")
     _save(figure, target)
 
 
-def _plain(text: str) -> str:
-    return text.replace("$", r"\$")  # matplotlib reads $…$ as mathematics
-
-
-def _save(figure: Figure, target: str | Path) -> None:
-    target = Path(target)
+def _save(figure: Figure, target: Path) -> None:
     if target.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
         raise InputError(f"{target}: not a picture format. Name it .png, .jpg, .pdf or .svg.")
     with atomic_path(target) as path:

@@ -6,61 +6,40 @@ import shutil
 from collections import Counter
 
 import numpy as np
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
+from pycocoevalcap.meteor.meteor import Meteor
+from pycocoevalcap.rouge.rouge import Rouge
 from scipy.sparse import csr_matrix
 
 from captioning.files import InputError
 
-MAX_ORDER = 4  # BLEU-4's longest n-gram
+ORDERS = (1, 2, 3, 4)  # words of an n-gram, for BLEU-4 and CIDEr
 CIDER_SIGMA = 6.0  # words: CIDEr-D's tolerance for another length
 
 
 class Scorer:
-    """BLEU-1..4, ROUGE-L and CIDEr, and METEOR where Java is.
-
-    Attributes:
-        without_meteor: why there is no METEOR score; "" while there is.
-    """
+    """BLEU-1..4, ROUGE-L and CIDEr, and METEOR, or in `without_meteor` why not."""
 
     def __init__(self):
-        """Start METEOR's Java process, if there can be one."""
-        from pycocoevalcap.meteor.meteor import Meteor
-
-        self.without_meteor = ""
-        self._meteor = None
-        if shutil.which("java") is None:
-            self.without_meteor = "java was not found"
-        else:
-            self._meteor = Meteor()
+        self.without_meteor = "" if shutil.which("java") else "java was not found"
+        self._meteor = None if self.without_meteor else Meteor()
 
     def score(
         self, candidates: dict[str, str], references: dict[str, list[str]]
     ) -> tuple[dict[str, float], np.ndarray]:
-        """Score one caption per image, all tokenized as `captions.tokenize` does.
+        """Score a caption of each image against the human ones, all split by `captions.tokenize`.
 
-        Args:
-            candidates: image id -> caption.
-            references: image id -> human captions, for the same images.
-
-        Returns:
-            Scores by name as fractions (CIDEr up to 10), and each image's CIDEr, in the order of
-            the candidates.
-
-        Raises:
-            InputError: the two dicts are not about the same images, or an image has no reference.
+        Returns scores by name as fractions (CIDEr up to 10), and each image's CIDEr, in the order
+        of the candidates. Raises InputError if an image has no caption, or no reference.
         """
-        from pycocoevalcap.bleu.bleu import Bleu
-        from pycocoevalcap.cider.cider import Cider
-        from pycocoevalcap.rouge.rouge import Rouge
-
-        if candidates.keys() != references.keys():
-            odd = sorted(candidates.keys() ^ references.keys())[0]
-            raise InputError(f"{odd} has a caption or references, but not both: nothing to score.")
-        if not candidates or not all(references.values()):
-            raise InputError("there is nothing to score, or an image has no reference.")
+        for image_id in [*candidates, *references]:
+            if image_id not in candidates or not references.get(image_id):
+                raise InputError(f"{image_id} has no caption or no reference: nothing to score.")
         # One order for all: the scorers walk through the dicts side by side.
         result = {image_id: [caption] for image_id, caption in candidates.items()}
         truth = {image_id: references[image_id] for image_id in candidates}
-        bleu, _ = Bleu(MAX_ORDER).compute_score(truth, result, verbose=0)
+        bleu, _ = Bleu(len(ORDERS)).compute_score(truth, result, verbose=0)
         rouge, _ = Rouge().compute_score(truth, result)
         cider, each = Cider().compute_score(truth, result)
         scores = {f"BLEU-{n}": float(value) for n, value in enumerate(bleu, 1)}
@@ -85,16 +64,12 @@ class CiderD:
     """
 
     def __init__(self, references: list[list[list[str]]]):
-        """Count in how many images each n-gram occurs, and weigh the references by it.
-
-        Args:
-            references: of each image, its captions as lists of tokens.
-        """
+        """Weigh each image's captions, lists of tokens, by how many images an n-gram is of."""
         counted = [[Counter(ngrams(tokens)) for tokens in lines] for lines in references]
         frequencies = Counter(gram for lines in counted for gram in set().union(*lines))
-        images = math.log(max(1, len(references)))  # no dev split: nothing will be scored
-        self.rarest = images  # the weight of an n-gram of no image
-        self.weights = {gram: images - math.log(count) for gram, count in frequencies.items()}
+        # The weight of an n-gram of no image; without a dev split, when nothing is scored, 0.
+        self.rarest = math.log(max(1, len(references)))
+        self.weights = {gram: self.rarest - math.log(n) for gram, n in frequencies.items()}
         self.references = [[self._weigh(counts) for counts in lines] for lines in counted]
 
     def score(self, image: int, tokens: list[str]) -> float:
@@ -102,23 +77,20 @@ class CiderD:
         vector, norms, length = self._weigh(Counter(ngrams(tokens)))
         total = 0.0
         for reference, reference_norms, reference_length in self.references[image]:
-            products = [0.0] * MAX_ORDER
+            products = [0.0] * len(ORDERS)
             for gram, weight in vector.items():
-                other = reference.get(gram)
-                if other is not None:  # what is said more often than by the human is clipped
+                if other := reference.get(gram):  # what is said more often than there is clipped
                     products[len(gram) - 1] += min(weight, other) * other
             near = math.exp(-((length - reference_length) ** 2) / (2 * CIDER_SIGMA**2))
             for product, norm, reference_norm in zip(products, norms, reference_norms, strict=True):
                 if product:
                     total += near * product / (norm * reference_norm)
-        return 10 * total / (MAX_ORDER * len(self.references[image]))
+        return 10 * total / (len(ORDERS) * len(self.references[image]))
 
     def _weigh(self, counts: Counter) -> tuple[dict, list[float], int]:
         """TF-IDF of each n-gram, the norm of each order's vector, and the number of bigrams."""
-        vector = {
-            gram: count * self.weights.get(gram, self.rarest) for gram, count in counts.items()
-        }
-        squares = [0.0] * MAX_ORDER
+        vector = {gram: n * self.weights.get(gram, self.rarest) for gram, n in counts.items()}
+        squares = [0.0] * len(ORDERS)
         for gram, weight in vector.items():
             squares[len(gram) - 1] += weight * weight
         length = sum(count for gram, count in counts.items() if len(gram) == 2)
@@ -130,10 +102,7 @@ def constant_caption(training: dict[str, list[str]]) -> str:
 
     CIDEr of one caption for all is its TF-IDF vector times the mean of all references' vectors, so
     that all captions are scored at once. (Repeated n-grams are not clipped as in CIDEr-D: they
-    have hardly any weight.)
-
-    Args:
-        training: image id -> tokenized captions of the training split.
+    have hardly any weight.) `training` is image id -> tokenized captions.
     """
     from sklearn.feature_extraction.text import CountVectorizer
     from sklearn.preprocessing import normalize
@@ -145,11 +114,11 @@ def constant_caption(training: dict[str, list[str]]) -> str:
     vectorizer = CountVectorizer(analyzer=lambda caption: ngrams(caption.split()))
     counts = vectorizer.fit_transform(captions).astype(float)  # (C, n-grams), sparse
     orders = np.array([len(gram) for gram in vectorizer.get_feature_names_out()])
-    ones = np.ones_like(owner)
-    images = csr_matrix((ones, (owner, np.arange(len(owner))))) @ (counts > 0)  # by image
+    of_image = csr_matrix((np.ones_like(owner), (owner, np.arange(len(owner)))))  # (images, C)
+    images = of_image @ (counts > 0)  # (images, n-grams)
     weights = np.log(len(training)) - np.log((images > 0).sum(axis=0).A1)  # (n-grams,)
     scores = np.zeros(len(captions))
-    for n in range(1, MAX_ORDER + 1):
+    for n in ORDERS:
         columns = np.flatnonzero(orders == n)
         vectors = normalize(counts[:, columns].multiply(weights[columns]).tocsr())
         for length in np.unique(lengths):
@@ -161,8 +130,4 @@ def constant_caption(training: dict[str, list[str]]) -> str:
 
 def ngrams(tokens: list[str]) -> list[tuple[str, ...]]:
     """All runs of one to four tokens."""
-    return [
-        tuple(tokens[i : i + n])
-        for n in range(1, MAX_ORDER + 1)
-        for i in range(len(tokens) - n + 1)
-    ]
+    return [tuple(tokens[i : i + n]) for n in ORDERS for i in range(len(tokens) - n + 1)]

@@ -8,85 +8,58 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.batches import CaptionBatches
-from captioning.callbacks import Recorder, Seeds
+from captioning.callbacks import Recorder
 from captioning.decoder import Decoder
 
 EXAMPLES = 3  # dev images whose captions are shown after each epoch
+# The sum over all tokens, in nats, each times its weight.
+CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How a captioner is trained.
+    """How a captioner is trained: the options of `cli.add_training_options`, explained there."""
 
-    Attributes:
-        model_path: the .h5 to write; history, curves and checkpoint go beside it.
-        epochs: passes over the training captions, at most.
-        learning_rate: Adam's at the start; it falls to 0 over all epochs along half a cosine.
-        weight_decay: share of each weight, times the learning rate, that a step takes away.
-        patience: epochs without a better dev measure after which training stops; None does all
-            epochs and keeps the last instead of the best.
-        seed: of the order of the captions and of the dropout.
-        resume: continue after the last finished epoch of a run that was stopped.
-        tensorboard: a folder for Keras' callback of that name.
-    """
-
-    model_path: Path
+    model_path: Path  # the .h5; history, curves and checkpoint go beside it
     epochs: int
     learning_rate: float
     weight_decay: float = 0.0
-    patience: int | None = None
+    patience: int | None = None  # None does all epochs and keeps the last instead of the best
     seed: int = 0
     resume: bool = False
     tensorboard: Path | None = None
 
     @classmethod
     def from_arguments(cls, args) -> "Options":
-        """From a command line that has `cli.add_training_options`."""
         given = {known.name: getattr(args, known.name) for known in fields(cls)}
         return cls(**given | {"patience": args.patience if args.keep == "best" else None})
 
     def record(self, batch_size: int, features: dict, text: dict) -> dict:
-        """What the captioner's file says of its training; a resumed run must have the same.
-
-        Args:
-            batch_size: captions, or photos, per step.
-            features: the content of features.pkl.
-            text: the content of captions.pkl.
-        """
+        """What the captioner's file says of its training; a resumed run must have the same."""
         names = ("epochs", "learning_rate", "weight_decay", "patience", "seed")
         data = text["settings"] | {"features": features["fingerprint"]}
         own = {name: getattr(self, name) for name in names}
         return own | {"batch_size": batch_size, "data": data}
 
 
-def cross_entropy() -> keras.losses.Loss:
-    """The sum over all tokens, in nats, each times its weight."""
-    return keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
-
-
 def compile_for_training(decoder: Decoder, options: Options, steps: int) -> None:
     """Adam on the cross-entropy per token; AdamW with weight decay (Loshchilov & Hutter 2019).
 
     Without a GPU the network is compiled by XLA, and from then on can only be trained so. On a GPU
-    XLA would keep the LSTM from cuDNN's kernel.
-
-    Args:
-        decoder: the network.
-        options: learning rate and weight decay.
-        steps: of the whole training, over which the learning rate falls.
+    XLA would keep the LSTM from cuDNN's kernel. The learning rate falls over all `steps`.
     """
     xla = not tf.config.list_physical_devices("GPU")
     for dropout in decoder.dropouts.values():
         dropout.rng_alg = "threefry" if xla else "philox"
     schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
-    decoder.network.compile(optimizer, cross_entropy(), jit_compile=xla)
+    decoder.network.compile(optimizer, CROSS_ENTROPY, jit_compile=xla)
 
 
 def loss_per_token(network: keras.Model, batches: CaptionBatches) -> float:
     """The network's loss on all captions of a split, in nats per token."""
     # Without XLA: compiling it for every width would take longer than a single pass without.
-    network.compile(loss=cross_entropy(), jit_compile=False)
+    network.compile(loss=CROSS_ENTROPY, jit_compile=False)
     return float(network.evaluate(batches.dataset(), verbose=0))
 
 
@@ -99,29 +72,27 @@ def fit(
 ) -> Recorder:
     """Train a captioner with Keras' fit; the best epoch ends in its file.
 
-    Args:
-        captioner: a `model.Captioner`, trained in place; its network ends as the last epoch left
-            it.
-        train: training batches.
-        dev: dev batches; None trains without their loss.
-        options: see there.
-        examples: dev images by id, whose features are captioned after each epoch.
-
-    Raises:
-        InputError: the loss is no longer a number, or the run cannot be resumed.
+    Its network ends as the last epoch left it. Examples are features of dev images by id, which
+    are captioned after each epoch. Raises InputError if the loss is no longer a number, or the run
+    cannot be resumed.
     """
-    network = captioner.decoder.network
-    compile_for_training(captioner.decoder, options, options.epochs * len(train))
+    decoder, network = captioner.decoder, captioner.decoder.network
+    compile_for_training(decoder, options, options.epochs * len(train))
     recorder = Recorder(captioner, options, len(train))
-    seeds = Seeds(captioner.decoder, options.seed, train)
+
+    def seed(epoch, logs):  # order and dropout: so epochs can be repeated
+        train.epoch = epoch
+        decoder.seed_dropouts(options.seed, epoch)
+
+    seeds = keras.callbacks.LambdaCallback(on_epoch_begin=seed)
     with recorder:
         if not recorder.should_stop():
             network.fit(
                 train.dataset(),
-                validation_data=dev.dataset() if dev is not None else None,
+                validation_data=dev.dataset() if dev else None,
                 initial_epoch=len(recorder.rows),
                 epochs=options.epochs,
-                callbacks=[seeds, *recorder.callbacks(examples or {})],
+                callbacks=[seeds, *recorder.callbacks(examples)],
                 verbose=0,
                 shuffle=False,  # the batches have their own order
             )
@@ -129,12 +100,7 @@ def fit(
 
 
 def dev_examples(features: dict, text: dict) -> dict[str, np.ndarray]:
-    """The first dev image and those after one and two thirds of the split, with their features.
-
-    Args:
-        features: the content of features.pkl.
-        text: the content of captions.pkl.
-    """
+    """The first dev image and those after one and two thirds of the split, with their features."""
     split = text["splits"]["dev"]
     chosen = [split[i * len(split) // EXAMPLES] for i in range(min(EXAMPLES, len(split)))]
     return {i: features["features"][features["image_ids"].index(i)] for i in chosen}

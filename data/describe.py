@@ -1,4 +1,13 @@
-"""Print and draw what preprocess.py has made: splits, caption lengths, words, some photos."""
+"""Look at a data set before training on it: splits, caption lengths, word frequencies, examples.
+
+Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, and four photos from IMAGES_DIR.
+Prints  images, captions and lengths per split; what the training captions say of the vocabulary.
+Writes  the same as a picture, with four training photos and their captions.
+
+  python data/describe.py --data_dir demo/data --images_dir demo/dataset/Images
+
+Lengths are in words, as preprocess.py splits captions. Words are counted in the training split
+alone: dev and test must not tell which words are learnt."""
 
 import random
 import sys
@@ -17,23 +26,10 @@ from captioning.images import try_load_image
 EXAMPLES = 4  # photos drawn, as many as stand side by side
 MOST_FREQUENT = 15  # words printed
 
-DESCRIPTION = """\
-Look at a data set before training on it: splits, caption lengths, word frequencies, examples.
-
-Reads   DATA_DIR/features.pkl and DATA_DIR/captions.pkl, and four photos from IMAGES_DIR.
-Prints  images, captions and lengths per split; what the training captions say of the vocabulary.
-Writes  the same as a picture, with four training photos and their captions.
-
-  python data/describe.py
-  python data/describe.py --data_dir demo/data --images_dir demo/dataset/Images
-
-Lengths are in words, as preprocess.py splits captions. Words are counted in the training split
-alone: dev and test must not tell which words are learnt."""
-
 
 def main() -> None:
     """Count, print, draw."""
-    parser = cli.parser(DESCRIPTION)
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the examples")
@@ -47,7 +43,10 @@ def main() -> None:
     vocabulary = text["vocabulary"][len(SPECIAL_TOKENS) :]
 
     print_splits(text["splits"], lengths)
-    print_features(features)
+    array, unreadable = features["features"], len(features["unreadable"])
+    shape = " × ".join(map(str, array.shape[1:]))
+    print(f"\nfeatures: {len(array):,} images, {shape} {array.dtype} each, of ", end="")
+    print(f"{features['encoder']}; {unreadable:,} images could not be read")
     print_words(words, vocabulary, text["settings"]["min_word_count"])
     examples = choose_examples(text, args.images_dir, args.seed)
     from captioning.plots import draw_description
@@ -68,36 +67,21 @@ def print_splits(splits: dict[str, list[str]], lengths: dict[str, list[int]]) ->
         print(f"{split:<8}" + "".join(f"{cell:>10}" for cell in cells))
 
 
-def print_features(features: dict) -> None:
-    """How many images have features, and of which encoder and shape."""
-    array = features["features"]
-    shape = " × ".join(map(str, array.shape[1:]))
-    print(
-        f"\nfeatures: {len(array):,} images, {shape} {array.dtype} each, of {features['encoder']}; "
-        f"{len(features['unreadable']):,} images could not be read"
-    )
-
-
 def print_words(words: Counter, vocabulary: list[str], min_word_count: int) -> None:
     """What words the training captions have, and what share of them the vocabulary covers."""
     total, different = words.total(), len(words)
-    once = sum(count == 1 for count in words.values())
-    covered = sum(words[word] for word in vocabulary)
     seen = "once or more" if min_word_count == 1 else f"{min_word_count} times or more"
     rows = [
-        ("words in the training captions", total, ""),
-        ("  of the vocabulary", covered, f"{covered / total:.2%}"),
-        ("different words", different, ""),
-        ("  seen once", once, f"{once / different:.2%}"),
-        (
-            f"  in the vocabulary, seen {seen}",
-            len(vocabulary),
-            f"{len(vocabulary) / different:.2%}",
-        ),
+        ("words in the training captions", total, None),
+        ("  of the vocabulary", sum(words[word] for word in vocabulary), total),
+        ("different words", different, None),
+        ("  seen once", sum(count == 1 for count in words.values()), different),
+        (f"  in the vocabulary, seen {seen}", len(vocabulary), different),
     ]
     print()
-    for name, number, share in rows:
-        print(f"{name:<48}{number:>10,}{share:>10}".rstrip())
+    for name, number, whole in rows:
+        share = f"{number / whole:>10.2%}" if whole else ""
+        print(f"{name:<48}{number:>10,}{share}")
     print(f"\n{'most frequent':<24}{'times':>10}{'share':>10}")
     for word, count in words.most_common(MOST_FREQUENT):
         print(f"{one_line(word, 20):<24}{count:>10,}{count / total:>10.2%}")
@@ -110,8 +94,7 @@ def choose_examples(text: dict, images_dir: Path, seed: int) -> list[tuple[Path,
     chosen = random.Random(seed).sample(train, min(EXAMPLES, len(train)))
     examples = [(images_dir / i, [f"– {line}" for line in text["captions"][i]]) for i in chosen]
     for path, _ in examples:
-        problem = try_load_image(path)[1]
-        if problem:
+        if problem := try_load_image(path)[1]:
             cli.log(f"no examples: {problem}. Name the photos' folder with --images_dir.")
             return []
     return examples

@@ -1,4 +1,13 @@
-"""Fetch Flickr8k's two archives and unpack what preprocess.py reads."""
+"""Fetch Flickr8k: 8,091 photos with five captions each, 1.1 GB, and the official split lists.
+
+Reads   Flickr8k_text.zip and Flickr8k_Dataset.zip from BASE_URL, and checks their MD5 sums.
+Writes  OUTPUT_DIR/Images/, Flickr8k.token.txt and Flickr_8k.{train,dev,test}Images.txt. Only what
+        is missing is fetched, each appears when it is whole, and the archives are then removed.
+
+  python data/download.py
+
+By hand: place BASE_URL's two archives in OUTPUT_DIR and run this, or unpack them there yourself.
+The photos belong to their authors on Flickr; the set is for research, not for redistribution."""
 
 import hashlib
 import http.client
@@ -27,25 +36,10 @@ TEXT_FILES = ("Flickr8k.token.txt", *SPLIT_LISTS.values())
 PHOTO_FOLDER = "Flicker8k_Dataset"  # spelt so in the archive
 SILENCE = 60  # seconds without a byte, after which the server is given up
 
-DESCRIPTION = f"""\
-Fetch Flickr8k: 8,091 photos with five captions each, 1.1 GB, and the official split lists.
-
-Reads   {TEXT} and {PHOTOS} from BASE_URL, and checks their MD5 sums.
-Writes  OUTPUT_DIR/Images/, Flickr8k.token.txt and Flickr_8k.{{train,dev,test}}Images.txt. Only what
-        is missing is fetched, each appears when it is whole, and the archives are then removed.
-
-  python data/download.py
-
-By hand: get the two archives from
-{RELEASE}/
-place them in OUTPUT_DIR and run this, or unpack them there yourself.
-
-The photos belong to their authors on Flickr; the set is for research, not for redistribution."""
-
 
 def main() -> None:
     """Fetch and unpack each archive of which something is missing."""
-    parser = cli.parser(DESCRIPTION)
+    parser = cli.parser(__doc__)
     add = parser.add_argument
     add("--output_dir", type=Path, default="data/flickr8k", help="where the data set goes")
     add("--base_url", default=RELEASE, help="where the two archives lie, for a mirror")
@@ -69,8 +63,7 @@ def photo_folders(folder: Path) -> list[Path]:
 def missing(folder: Path) -> dict[str, dict[str, str]]:
     """What is to be taken from each archive, and the name that it gets in `folder`.
 
-    Raises:
-        InputError: something else is where the photos belong.
+    Raises InputError if something else is where the photos belong.
     """
     wanted = {TEXT: {name: name for name in TEXT_FILES if not is_file(folder / name)}}
     if not any(map(list_images, photo_folders(folder))):
@@ -84,9 +77,7 @@ def missing(folder: Path) -> dict[str, dict[str, str]]:
 def fetch(archive: str, base_url: str, folder: Path) -> Path:
     """Download an archive into `folder`, unless it lies there whole.
 
-    Raises:
-        InputError: the folder cannot be written, or the archive cannot be downloaded, or is not
-            the one that it should be; nothing of it is left.
+    Raises InputError if it cannot be written or downloaded, or is another; none of it is left then.
     """
     path, url = folder / archive, f"{base_url.rstrip('/')}/{archive}"
     if is_file(path):
@@ -113,11 +104,7 @@ def fetch(archive: str, base_url: str, folder: Path) -> Path:
 
 
 def blocks(url: str, title: str) -> Iterator[bytes]:
-    """What is at `url`, in blocks, with a bar.
-
-    Raises:
-        OSError, ValueError, http.client.HTTPException: it cannot be downloaded, or not completely.
-    """
+    """What is at `url`, in blocks, with a bar. Raises OSError if not all of it came."""
     with urllib.request.urlopen(url, timeout=SILENCE) as response:
         size = int(response.headers.get("Content-Length") or 0)
         with cli.progress(size, "B", title) as bar:
@@ -131,15 +118,13 @@ def blocks(url: str, title: str) -> Iterator[bytes]:
 def unpack(path: Path, contents: dict[str, str], folder: Path) -> None:
     """Unpack the files or folders named in `contents`; each appears in `folder` when it is whole.
 
-    Raises:
-        InputError: the archive is not fit to be unpacked, and is removed; or the disk is full.
+    Raises InputError if the archive is not fit for it, and is removed then; or if the disk is full.
     """
     staging = folder / ".unpacking"
     shutil.rmtree(staging, ignore_errors=True)  # a killed run's
     try:
         with zipfile.ZipFile(path) as archive:  # which keeps every path inside the folder
-            members = archive.infolist()
-            members = [m for m in members if m.filename.split("/")[0] in contents]
+            members = [m for m in archive.infolist() if m.filename.split("/")[0] in contents]
             with cli.progress(len(members), "files", f"unpacking {path.name}") as bar:
                 for member in members:
                     archive.extract(member, staging)

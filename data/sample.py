@@ -6,6 +6,7 @@ one to three shapes of one kind and colour, and its captions name them.
 
 import csv
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -70,8 +71,7 @@ def _corners(shape: str, x: float, y: float, radius: float) -> list[tuple[float,
 def captions_of(colour: str, shape: str, count: int, place: str) -> list[str]:
     """Five true captions, in words of growing detail; `place` is "" for more than one shape."""
     number = COUNTS[count - 1]
-    noun = shape if count == 1 else f"{shape}s"
-    verb = "is" if count == 1 else "are"
+    noun, verb = (shape, "is") if count == 1 else (f"{shape}s", "are")
     where = f" {place}" if place else " side by side" if count == 2 else " in a triangle"
     return [
         f"{number.capitalize()} {colour} {noun} .",
@@ -82,38 +82,29 @@ def captions_of(colour: str, shape: str, count: int, place: str) -> list[str]:
     ]
 
 
-def colour_and_shape(caption: str) -> tuple[set[str], set[str]]:
-    """The colours and the shapes that a tokenized caption names, shapes in the singular."""
-    words = {word.removesuffix("s") for word in caption.split()}
-    return words & COLOURS.keys(), words & set(SHAPES)
-
-
 def write_sample(folder: Path, scenes: int, seed: int) -> None:
     """Write Images/, captions.txt and the three split lists, as Flickr8k has them."""
     random = np.random.default_rng(seed)
     (folder / "Images").mkdir(parents=True, exist_ok=True)
-    rows, names = [("image", "caption")], []
-    for number in range(scenes):
+    names = [f"scene_{number:04d}.jpg" for number in range(scenes)]
+    rows = [("image", "caption")]
+    for number, name in enumerate(names):
         # Every colour and shape in turn, so that each occurs equally often.
         colour = list(COLOURS)[number % len(COLOURS)]
         shape = SHAPES[number // len(COLOURS) % len(SHAPES)]
         count = int(random.integers(1, 4))
         place = str(random.choice(list(PLACES))) if count == 1 else ""
         centres = [PLACES[place]] if place else SEVERAL[count]
-        name = f"scene_{number:04d}.jpg"
         with atomic_path(folder / "Images" / name) as path:
             draw_scene(colour, shape, centres, random).save(path, quality=90)
         rows += [(name, caption) for caption in captions_of(colour, shape, count, place)]
-        names.append(name)
     with atomic_path(folder / "captions.txt") as path, path.open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows(rows)
-    order = random.permutation(names).tolist()
-    start = 0
+    order = iter(random.permutation(names))
     for split, share in SHARES.items():
-        end = start + round(share * scenes)
+        lines = [f"{name}\n" for name in islice(order, round(share * scenes))]
         with atomic_path(folder / SPLIT_LISTS[split]) as path:
-            path.write_text("".join(f"{name}\n" for name in order[start:end]))
-        start = end
+            path.write_text("".join(lines))
 
 
 def main() -> None:

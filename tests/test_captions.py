@@ -1,7 +1,6 @@
 """Tokens, vocabulary, caption readers and splits."""
 
 import json
-from collections import Counter
 from itertools import chain
 
 import pytest
@@ -27,7 +26,6 @@ from captioning.files import InputError
         ("The dog's ball", ["the", "dog", "'s", "ball"]),
         ("The boys\u2019s \u2018boat\u2019", ["the", "boys", "'s", "boat"]),
         ('"Two" (2) men & 1 woman!', ["two", "2", "men", "1", "woman"]),
-        ("...", []),
         ("<start> 's", ["start", "'s"]),  # never mistaken for a special token
         ("Ein grünes Straßenschild", ["ein", "grünes", "straßenschild"]),
         ("रंगीन किताबें।", ["रंगीन", "किताबें"]),  # vowel signs are marks, and stay
@@ -39,19 +37,15 @@ from captioning.files import InputError
 )
 def test_tokenize(caption, tokens):
     assert tokenize(caption) == tokens
-    assert tokenize(" ".join(tokens)) == tokens
 
 
 def test_vocabulary_by_falling_frequency_then_alphabetically():
-    vocabulary = Vocabulary.from_captions(["b b a", "c a b", "d"], min_word_count=1)
+    captions = ["b b a", "c a b", "d", "x" * 101]  # the last is too long for a word
+    vocabulary = Vocabulary.from_captions(captions, min_word_count=1)
     assert vocabulary.words[4:] == ["b", "a", "c", "d"]
-    assert Vocabulary.from_captions(["b b a", "c a b", "d"], 2).words[4:] == ["b", "a"]
+    assert Vocabulary.from_captions(captions, 2).words[4:] == ["b", "a"]
     assert vocabulary.encode("b e") == [START, 4, UNKNOWN, END]
     assert vocabulary.decode([4, 5, END, 6]) == "b a"
-    with pytest.raises(InputError, match="begin with"):
-        Vocabulary(["a", "b"])
-    with pytest.raises(InputError, match="twice"):
-        Vocabulary([*vocabulary.words, "b"])
 
 
 KARPATHY = {
@@ -70,10 +64,9 @@ EXPECTED = {"a.jpg": ["a dog", "dogs"], "b.jpg": ["a man old"]}
         'image,caption\na.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"\n',
         '\ufeffimage,caption\r\na.jpg,A dog .\r\n\r\na.jpg,Dogs\r\nb.jpg,"A man , old"\r\n',
         'a.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"',  # one's own, without a header
-        "a.jpg#0\tA dog .\na.jpg#1\tDogs\n\nb.jpg#0\tA man , old\n",
-        "\ufeffa.jpg#0\tA dog .\r\na.jpg#1\tDogs\r\nb.jpg#0\tA man , old\r\n",
+        "\ufeffa.jpg#0\tA dog .\r\na.jpg#1\tDogs\r\n\r\nb.jpg#0\tA man , old\r\n",
     ],
-    ids=["kaggle", "kaggle-bom-crlf-blank", "two-columns", "token.txt", "token.txt-bom-crlf"],
+    ids=["kaggle", "kaggle-bom-crlf-blank", "two-columns", "token.txt-bom-crlf-blank"],
 )
 def test_readers_agree(tmp_path, text):
     path = tmp_path / "captions.txt"
@@ -89,17 +82,16 @@ def test_karpathy_json_brings_its_splits(tmp_path):
     assert splits == {"train": ["a.jpg", "b.jpg"], "dev": ["val2014/c.jpg"], "test": []}
 
 
-def test_split_lists(tmp_path):
-    captions = {name: ["a"] for name in ("a.jpg", "b.jpg", "c.jpg")}
+def test_split_lists_are_read_and_checked(tmp_path):
+    captions = {name: ["a"] for name in ("a.jpg", "b.jpg")}
     assert read_split_lists(tmp_path) is None
-    (tmp_path / "Flickr_8k.trainImages.txt").write_bytes(b"\xef\xbb\xbfa.jpg\r\n\r\nb.jpg\r\n")
+    names = b"\xef\xbb\xbfa.jpg\r\n\r\nb.jpg\r\na.jpg"
+    (tmp_path / "Flickr_8k.trainImages.txt").write_bytes(names)
     splits = read_split_lists(tmp_path)
     assert splits == {"train": ["a.jpg", "b.jpg"], "dev": [], "test": []}
     check_splits(splits, captions)
-    with pytest.raises(InputError, match=r"b\.jpg is in both the train and the test split"):
-        check_splits(splits | {"test": ["b.jpg"]}, captions)
-    with pytest.raises(InputError, match=r"d\.jpg, of the dev split, has no captions"):
-        check_splits(splits | {"dev": ["d.jpg"]}, captions)
+    with pytest.raises(InputError, match=r"d\\x1b\.jpg, of the dev split, has no captions"):
+        check_splits(splits | {"dev": ["d\x1b.jpg"]}, captions)
     with pytest.raises(InputError, match="no images to train on"):
         check_splits(splits | {"train": []}, captions)
 
@@ -118,9 +110,7 @@ def test_flickr8k_facts(flickr8k):
     captions, _ = read_captions(flickr8k / "captions.txt")
     assert (len(captions), sum(map(len, captions.values()))) == (8091, 40455)
     older, _ = read_captions(flickr8k / "Flickr8k.token.txt")
-    assert set(older) - set(captions) == {"2258277193_586949ec62.jpg.1"}
-    assert {name: older[name] for name in captions} == captions
-    train = read_split_lists(flickr8k)["train"]
-    counts = Counter(word for name in train for line in captions[name] for word in line.split())
-    assert len(Vocabulary.from_captions((c for n in train for c in captions[n]), 3)) == 3490
-    assert sum(counts.values()) == 323639
+    assert older == captions | {name: older[name] for name in ["2258277193_586949ec62.jpg.1"]}
+    training = [line for i in read_split_lists(flickr8k)["train"] for line in captions[i]]
+    assert len(Vocabulary.from_captions(training, 3)) == 3490
+    assert len(" ".join(training).split()) == 323639

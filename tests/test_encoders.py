@@ -1,44 +1,45 @@
 """Images to pixels to features."""
 
-import os
+import urllib.request
 
 import h5py
+import joblib
+import keras
 import numpy as np
 import pytest
-from helpers import ROOT, run_script
+from helpers import ROOT, run_here
 from PIL import Image
+from sklearn.datasets import load_sample_images
 
-from captioning.encoders import Encoder
-from captioning.files import InputError
+from captioning.encoders import VGG16_FILE, Encoder
 from captioning.images import IMAGE_SIZE, image_to_pixels, load_image
 
-
-def write_image(path, image, **options):
-    image.save(path, **options)
-    return load_image(path)
+# -- pixels ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def photo():
-    """Red on the left, blue on the right, twice as wide as high."""
-    pixels = np.zeros((100, 200, 3), np.uint8)
-    pixels[:, :100, 0] = 255
-    pixels[:, 100:, 2] = 255
-    return Image.fromarray(pixels)
+def noise(height: int, width: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
-def test_squashed_not_cropped(tmp_path, photo):
-    pixels = write_image(tmp_path / "x.png", photo)
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_a_photo_is_squashed_not_cropped_and_turned_as_its_exif_says(tmp_path, orientation):
+    photo = Image.new("RGB", (200, 100), "red")
+    photo.paste("blue", (100, 0, 200, 100))
+    exif = Image.Exif()
+    exif[0x0112] = orientation  # 6: to be turned a quarter clockwise, the left side to the top
+    photo.save(tmp_path / "x.png", exif=exif)
+    pixels = load_image(tmp_path / "x.png")
     assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-    assert pixels.dtype == np.uint8
-    np.testing.assert_array_equal(pixels[:, 0], [[255, 0, 0]] * IMAGE_SIZE)
-    np.testing.assert_array_equal(pixels[:, -1], [[0, 0, 255]] * IMAGE_SIZE)
+    if orientation == 6:
+        pixels = pixels.transpose(1, 0, 2)
+    assert (pixels[:, 0] == [255, 0, 0]).all()
+    assert (pixels[:, -1] == [0, 0, 255]).all()
 
 
 def test_an_image_of_the_right_size_is_untouched(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
-    pixels = write_image(tmp_path / "x.png", Image.fromarray(noise))
-    np.testing.assert_array_equal(pixels, noise)
+    image = noise(224, 224)
+    image.save(tmp_path / "x.png")
+    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), np.asarray(image))
 
 
 def test_reduction_is_antialiased():
@@ -49,143 +50,138 @@ def test_reduction_is_antialiased():
     assert np.abs(pixels[8:-8, 8:-8] - 128).max() < 16
 
 
-def test_exif_rotation_is_applied(tmp_path, photo):
-    exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise: the left side comes to the top
-    pixels = write_image(tmp_path / "x.png", photo, exif=exif)
-    np.testing.assert_array_equal(pixels[0, 100], [255, 0, 0])
-    np.testing.assert_array_equal(pixels[-1, 100], [0, 0, 255])
-
-
 @pytest.mark.parametrize(
-    ("image", "colour"),
+    ("mode", "colour", "expected"),
     [
-        (Image.new("L", (9, 9), 128), (128, 128, 128)),
-        (Image.new("1", (9, 9), 1), (255, 255, 255)),
-        (Image.new("P", (9, 9), 0), (0, 0, 0)),
-        (Image.new("RGBA", (9, 9), (0, 0, 255, 0)), (255, 255, 255)),  # transparent: white
-        (Image.new("LA", (9, 9), (10, 255)), (10, 10, 10)),
-        (Image.new("CMYK", (9, 9), (0, 255, 255, 0)), (255, 0, 0)),
-        (Image.new("I;16", (9, 9), 32768), (127, 127, 127)),  # scaled, not clipped to white
-        (Image.new("F", (9, 9), 64.0), (64, 64, 64)),
-        (Image.new("RGB", (1, 1), (1, 2, 3)), (1, 2, 3)),
+        ("L", 128, (128, 128, 128)),
+        ("1", 1, (255, 255, 255)),
+        ("P", 0, (0, 0, 0)),
+        ("RGBA", (0, 0, 255, 0), (255, 255, 255)),  # transparent: white
+        ("LA", (10, 255), (10, 10, 10)),
+        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
+        ("I;16", 32768, (127, 127, 127)),  # scaled, not clipped to white
+        ("F", 64.0, (64, 64, 64)),
     ],
-    ids=lambda value: getattr(value, "mode", ""),
 )
-def test_any_mode_becomes_rgb(image, colour):
-    pixels = image_to_pixels(image)
-    assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-    np.testing.assert_array_equal(pixels.reshape(-1, 3), [colour] * IMAGE_SIZE**2)
-
-
-def test_what_is_no_image_is_named(tmp_path, photo):
-    photo.save(tmp_path / "whole.jpg")
-    content = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "truncated.jpg").write_bytes(content[: len(content) // 2])
-    (tmp_path / "text.jpg").write_text("not an image")
-    (tmp_path / "empty.jpg").touch()
-    os.mkfifo(tmp_path / "pipe.jpg")
-    for name in ("truncated.jpg", "text.jpg", "empty.jpg", "pipe.jpg", "missing.jpg", "."):
-        with pytest.raises(InputError, match=name):
-            load_image(tmp_path / name)
-
-
-def test_lite0_names_what_is_in_a_photo():
-    """scikit-learn's two photos, with the classifier that belongs to the shipped weights."""
-    from sklearn.datasets import load_sample_images
-
-    classifier = np.load(ROOT / "tests" / "efficientnet_lite0_classifier.npz")
-    kernel = classifier["kernel"].astype(np.float32)  # (1280, 1000)
-    encoder = Encoder("efficientnet_lite0")
-    pixels = np.stack([load_image(path) for path in load_sample_images().filenames])
-    features = encoder.encode(pixels)
-    assert features.shape == (2, 1280)
-    assert (features @ kernel + classifier["bias"]).argmax(axis=1).tolist() == [442, 985]
-    # A lone image runs op by op, a batch compiled: the same network.
-    np.testing.assert_allclose(encoder.encode(pixels[:1]), features[:1], rtol=1e-3, atol=1e-4)
-    assert encoder.network.get_layer("grid").output.shape[-1] == 1280
-    assert encoder.weights_hash == Encoder("efficientnet_lite0").weights_hash
-    assert encoder.weights_hash != Encoder("efficientnet_lite0", "random").weights_hash
-
-
-@pytest.fixture(scope="module")
-def vgg16():
-    """Keras' own VGG16, its weights random: the real ones are 550 MB and need a download."""
-    import keras
-
-    keras.utils.set_random_seed(1)
-    return keras.applications.VGG16(weights=None)
-
-
-def write_official_layout(network, path, layers):
-    """Weights alone, laid out as in Keras' official VGG16 file."""
-    with h5py.File(path, "w") as file:
-        file.attrs["layer_names"] = [layer.name.encode() for layer in layers]
-        for layer in layers:
-            names = [f"{layer.name}_{part}_1:0" for part in ("W", "b")][: len(layer.weights)]
-            group = file.create_group(layer.name)
-            group.attrs["weight_names"] = [name.encode() for name in names]
-            for name, array in zip(names, layer.get_weights(), strict=True):
-                group[name] = array
-
-
-@pytest.mark.long
-def test_vgg16_fc2_equals_keras_on_hand_computed_pixels(vgg16, tmp_path):
-    import keras
-
-    official = tmp_path / "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
-    write_official_layout(vgg16, official, vgg16.layers)
-    pixels = np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
-    by_hand = pixels[..., ::-1].astype(np.float32) - np.float32([103.939, 116.779, 123.68])
-    fc2 = keras.Model(vgg16.input, vgg16.get_layer("fc2").output)
-    expected = fc2.predict(by_hand, verbose=0)
-    encoder = Encoder("vgg16", str(official))
-    features = encoder.encode(pixels)
-    assert features.shape == (2, 4096)
-    assert features.dtype == np.float32
-    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
-
-    newer = tmp_path / "vgg16.weights.h5"
-    official.unlink()
-    vgg16.save_weights(newer)
-    assert Encoder("vgg16", str(newer)).weights_hash == encoder.weights_hash
-
-
-def test_vgg16_weights_that_do_not_fit(vgg16, tmp_path):
-    with pytest.raises(InputError, match="no such file"):
-        Encoder("vgg16", str(tmp_path / "missing.h5"))
-    notop = tmp_path / "vgg16_notop.h5"
-    write_official_layout(vgg16, notop, vgg16.layers[:-4])
-    with pytest.raises(InputError, match="not 'notop'"):
-        Encoder("vgg16", str(notop))
-    (tmp_path / "text.h5").write_text("not HDF5")
-    with pytest.raises(InputError, match="does not fit VGG16"):
-        Encoder("vgg16", str(tmp_path / "text.h5"))
-
-
-def test_a_failed_download_says_what_to_do(small, tmp_path):
-    """A proxy that is not there stands for a missing network."""
-    nowhere = {"https_proxy": "http://127.0.0.1:9", "KERAS_HOME": str(tmp_path / "keras")}
-    done = run_script(
-        *("preprocess.py", "--dataset_dir", small / "dataset", "--output_dir", tmp_path / "data"),
-        code=1,
-        env=os.environ | nowhere,
-    )
-    lines = done.stderr.strip().splitlines()[-2:]
-    assert lines[0].startswith("error: VGG16's weights could not be downloaded")
-    assert "--weights FILE" in lines[1]
-    assert "--encoder efficientnet_lite0" in lines[1]
-    assert not list((tmp_path / "data").glob("*.pkl"))
+def test_any_mode_becomes_rgb(mode, colour, expected):
+    assert (image_to_pixels(Image.new(mode, (9, 9), colour)) == expected).all()
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path):
     """Decoding at a quarter, then resizing, shows what decoding in full does, but for rounding."""
-    random = np.random.default_rng(0)
-    scene = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
-    scene = scene.resize((2400, 1800), Image.Resampling.BICUBIC)
+    scene = noise(12, 16).resize((2400, 1800), Image.Resampling.BICUBIC)
     scene.save(tmp_path / "large.jpg", quality=95)
     full = Image.open(tmp_path / "large.jpg").convert("RGB")
     full = np.asarray(full.resize((224, 224), Image.Resampling.BICUBIC), float)
     difference = np.abs(load_image(tmp_path / "large.jpg") - full)
     assert 0 < difference.mean() < 1  # of 255; not 0, or it was decoded in full
     assert difference.max() < 16
+
+
+# -- features --------------------------------------------------------------------------------------
+
+
+def test_lite0_names_what_is_in_a_photo():
+    """scikit-learn's two photos, with the classifier that belongs to the shipped weights."""
+    classifier = np.load(ROOT / "tests" / "efficientnet_lite0_classifier.npz")
+    kernel = classifier["kernel"].astype(np.float32)  # (1280, 1000)
+    encoder = Encoder("efficientnet_lite0")
+    pixels = np.stack([load_image(path) for path in load_sample_images().filenames])
+    features = encoder.encode(pixels)
+    assert (features @ kernel + classifier["bias"]).argmax(axis=1).tolist() == [442, 985]
+    # A lone image runs op by op, a batch compiled: the same network.
+    np.testing.assert_allclose(encoder.encode(pixels[:1]), features[:1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.fixture(scope="module")
+def vgg16():
+    """Keras' own VGG16, its weights random: the real ones are 550 MB and need a download."""
+    keras.utils.set_random_seed(1)
+    return keras.applications.VGG16(weights=None)
+
+
+def write_official_layout(path, layers):
+    """Weights alone, laid out as in the file that Keras downloads for VGG16."""
+    with h5py.File(path, "w") as file:
+        file.attrs["layer_names"] = [layer.name for layer in layers]
+        for layer in layers:
+            names = [f"{layer.name}_{part}_1:0" for part in "Wb"[: len(layer.weights)]]
+            group = file.create_group(layer.name)
+            group.attrs["weight_names"] = names
+            for name, array in zip(names, layer.get_weights(), strict=True):
+                group[name] = array
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Keras' folder of weights, empty, on a machine without a network."""
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    urllib.request.install_opener(None)  # one that was used already keeps its proxies
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    yield tmp_path / "keras" / "models"
+    urllib.request.install_opener(None)
+
+
+def preprocess(small, tmp_path, *options, code=0):
+    """The command with its default encoder, on a photo of each split."""
+    folders = ("--dataset_dir", small / "dataset", "--output_dir", tmp_path / "data")
+    options = ("--limit", 1, "--min_word_count", 1, *options)
+    return run_here("preprocess.py", *folders, *options, code=code)
+
+
+def check_features(small, tmp_path, vgg16, names, shape) -> str:
+    """Whether they are what those layers of the network say of the photos; its weights' hash."""
+    content = joblib.load(tmp_path / "data" / "features.pkl")
+    photos = [small / "dataset" / "Images" / name for name in content["image_ids"]]
+    bgr = np.stack([load_image(photo)[..., ::-1] for photo in photos])
+    network = keras.Model(vgg16.input, [vgg16.get_layer(name).output for name in names])
+    found = keras.tree.flatten(network(bgr - np.float32([103.939, 116.779, 123.68])))
+    found = [x.numpy().reshape(len(x), -1, x.shape[-1]) for x in found]  # (B, cells, channels)
+    if len(names) > 1:
+        means = [x.mean(axis=1) for x in found]
+        found = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in means]
+    expected = np.concatenate(found, axis=-1).reshape(3, *shape)
+    limits = {"rtol": 1e-3, "atol": 1e-3 * expected.std()}
+    np.testing.assert_allclose(content["features"], expected, **limits)
+    assert not np.allclose(expected[0], expected[1], **limits)
+    return content["weights_hash"]
+
+
+def test_preprocess_with_vgg16_whose_weights_keras_has(small, vgg16, cache, tmp_path, monkeypatch):
+    """The command of the first page; the real file's MD5 sum is not to be had for made weights."""
+    file = cache / VGG16_FILE
+    write_official_layout(file, vgg16.layers)
+    monkeypatch.setattr("keras.src.utils.file_utils.validate_file", lambda path, *_, **__: True)
+    preprocess(small, tmp_path)
+    check_features(small, tmp_path, vgg16, ["fc2"], (4096,))
+    file.unlink()  # half a gigabyte
+
+
+@pytest.mark.long
+def test_preprocess_with_vgg16_from_files_of_both_layouts(small, vgg16, tmp_path):
+    older, newer = tmp_path / "older.h5", tmp_path / "newer.weights.h5"
+    write_official_layout(older, vgg16.layers)
+    vgg16.save_weights(newer)
+    preprocess(small, tmp_path, "--weights", older, "--features", "layers")
+    names = ["fc2", "block5_pool", "block4_pool", "block3_pool"]
+    one = check_features(small, tmp_path, vgg16, names, (5376,))
+    preprocess(small, tmp_path, "--weights", newer, "--features", "grid")
+    assert check_features(small, tmp_path, vgg16, ["block5_pool"], (49, 512)) == one
+    older.unlink()
+    newer.unlink()
+
+
+def test_vgg16_weights_that_cannot_be_had_or_do_not_fit(small, vgg16, cache, tmp_path):
+    write_official_layout(tmp_path / "notop.h5", vgg16.layers[:-4])
+    (tmp_path / "text.h5").write_text("not HDF5")
+    for weights, messages in {
+        "imagenet": ["VGG16's weights could not be downloaded", "--weights FILE", "--encoder eff"],
+        tmp_path / "missing.h5": ["no such file"],
+        tmp_path / "text.h5": ["does not fit VGG16"],
+        tmp_path / "notop.h5": ["not 'notop'"],
+    }.items():
+        said = preprocess(small, tmp_path, "--weights", weights, code=1).stderr
+        assert "error: " in said
+        assert all(message in said for message in messages), said
+    assert not (tmp_path / "data").exists()

@@ -7,112 +7,58 @@ import sys
 import time
 
 import pytest
-from helpers import ROOT, run_script
+from helpers import ROOT, run_here, run_script
 
+from captioning import features
 from captioning.features import SHARD_SIZE, _worker_encoder
 from captioning.files import InputError
 from data.sample import write_sample
 
-SCENES = 6 * SHARD_SIZE
-
-
-def wait_for(condition, what: str, seconds: float = 120):
-    """Wait until `condition()` is true."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"{what} did not come within {seconds} seconds"
-        time.sleep(0.05)
-
-
-def preprocess_arguments(dataset, output) -> list:
-    folders = ["--dataset_dir", dataset.name, "--output_dir", output]  # seen from dataset.parent
-    return [ROOT / "preprocess.py", *folders, "--encoder", "efficientnet_lite0"]
+SHARDS = 6
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parallel") / "set"
-    write_sample(folder, scenes=SCENES, seed=3)
+    write_sample(folder, scenes=SHARDS * SHARD_SIZE, seed=3)
     (folder / "Images" / "scene_0300.jpg").write_bytes(b"not a photo")  # its error is kept, too
     return folder
+
+
+def preprocess(dataset, output) -> list[str]:
+    """Its arguments; workers name photos by other paths than one process, which gets these."""
+    folders = ("--dataset_dir", os.path.relpath(dataset, ROOT), "--output_dir", output)
+    return [*map(str, ("preprocess.py", *folders, "--encoder", "efficientnet_lite0"))]
 
 
 @pytest.fixture(scope="module")
 def expected(dataset):
     """The features of one process, as bytes."""
-    output = dataset.parent / "one"
-    run_script(*preprocess_arguments(dataset, output), cwd=dataset.parent)
-    return (output / "features.pkl").read_bytes()
-
-
-@pytest.fixture
-def start(tmp_path):
-    """A function that starts a part of a cluster in a process group of its own."""
-    groups = []
-
-    def start_part(part: str, *arguments):
-        log = (tmp_path / f"{part}_{len(groups)}.log").open("w")
-        command = [sys.executable, "-m", f"distributed.cli.dask_{part}", *arguments]
-        command += ["--no-dashboard", "--host", "127.0.0.1"]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        groups.append(
-            subprocess.Popen(
-                command, env=environment, stdout=log, stderr=log, start_new_session=True
-            )
-        )
-        return groups[-1]
-
-    yield start_part
-    for group in groups:
-        kill(group)
-
-
-def kill(group: subprocess.Popen) -> None:
-    """Kill a process and its children, which restart one another otherwise."""
-    if group.poll() is None:
-        os.killpg(group.pid, signal.SIGKILL)
-        group.wait()
-
-
-@pytest.fixture
-def cluster(start, tmp_path) -> tuple:
-    """A scheduler's address and its two workers."""
-    pytest.importorskip("distributed", reason="Dask is not installed (requirements-dev.txt)")
-    contact = tmp_path / "scheduler.json"
-    start("scheduler", "--port", "0", "--scheduler-file", str(contact))
-    wait_for(contact.is_file, "the scheduler")
-    import distributed
-
-    with distributed.Client(scheduler_file=str(contact)) as client:
-        address = client.scheduler.address
-        workers = [start("worker", address, "--nthreads", "1") for _ in range(2)]
-        client.wait_for_workers(2, timeout=60)
-    return address, workers
+    run_here(*preprocess(dataset, dataset.parent / "one"))
+    return (dataset.parent / "one" / "features.pkl").read_bytes()
 
 
 @pytest.mark.long
-def test_processes_give_the_same_bytes(dataset, expected):
-    output = dataset.parent / "two"
-    run_script(*preprocess_arguments(dataset, output), "--n_jobs", "2", cwd=dataset.parent)
-    assert (output / "features.pkl").read_bytes() == expected
+def test_processes_give_the_same_bytes(dataset, expected, tmp_path):
+    run_script(*preprocess(dataset, tmp_path), "--n_jobs", 2)
+    assert (tmp_path / "features.pkl").read_bytes() == expected
 
 
 @pytest.mark.long
-def test_a_cluster_loses_a_worker_and_gives_the_same_bytes(dataset, expected, cluster):
-    address, workers = cluster
-    output = dataset.parent / "cluster"
-    arguments = [*preprocess_arguments(dataset, output), "--dask", address]
-    command = [sys.executable, *map(str, arguments)]
-    run = subprocess.Popen(
-        command, cwd=dataset.parent, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-    shards = output / "shards"
-    wait_for(lambda: len(list(shards.glob("*.npz"))) >= 1, "the first shard")
-    kill(workers[0])
-    assert len(list(shards.glob("*.npz"))) < SCENES / SHARD_SIZE  # in the middle, not at the end
-    printed = run.communicate(timeout=300)[0].decode()
-    assert run.returncode == 0, printed
-    assert (output / "features.pkl").read_bytes() == expected
+def test_a_cluster_loses_a_worker_and_gives_the_same_bytes(dataset, expected, tmp_path):
+    distributed = pytest.importorskip("distributed", reason="no Dask (requirements-dev.txt)")
+    shards = tmp_path / "shards"
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        command = [sys.executable, *preprocess(dataset, tmp_path)]
+        run = subprocess.Popen([*command, "--dask", cluster.scheduler_address], cwd=ROOT)
+        while not any(shards.glob("*.npz")):
+            assert run.poll() is None
+            time.sleep(0.05)
+        os.kill(cluster.workers[0].pid, signal.SIGKILL)
+        assert len(list(shards.glob("*.npz"))) < SHARDS  # in the middle, not at the end
+        assert run.wait(300) == 0
+    assert (tmp_path / "features.pkl").read_bytes() == expected
 
 
 def test_a_worker_with_other_weights_refuses():
@@ -120,22 +66,12 @@ def test_a_worker_with_other_weights_refuses():
         _worker_encoder("efficientnet_lite0", "imagenet", "pooled", "0" * 64, threads=None)
 
 
-@pytest.mark.long
-def test_without_a_scheduler(dataset, tmp_path):
-    arguments = preprocess_arguments(dataset, tmp_path / "data")
-    done = run_script(*arguments, "--dask", "tcp://127.0.0.1:9", code=1, cwd=dataset.parent)
-    assert done.stderr.splitlines() == [
+def test_without_a_scheduler_or_without_dask(small, tmp_path, monkeypatch):
+    pytest.importorskip("distributed", reason="no Dask (requirements-dev.txt)")
+    monkeypatch.setattr(features, "CONNECTION_TIMEOUT", 1)
+    command = (*preprocess(small / "dataset", tmp_path), "--dask", "tcp://127.0.0.1:9")
+    assert run_here(*command, code=1).stderr.splitlines()[-1] == (
         "error: no Dask scheduler answers at tcp://127.0.0.1:9. Start one: dask scheduler"
-    ]
-
-
-@pytest.mark.long
-def test_without_dask(tmp_path, dataset):
-    """The error names the package: shadowed here by a module that cannot be imported."""
-    (tmp_path / "distributed.py").write_text("raise ImportError('not here')\n")
-    arguments = preprocess_arguments(dataset, tmp_path / "data")
-    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
-    done = run_script(
-        *arguments, "--dask", "tcp://127.0.0.1:9", code=1, env=environment, cwd=dataset.parent
     )
-    assert "pip install 'dask[distributed]'" in done.stderr
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    assert "pip install 'dask[distributed]'" in run_here(*command, code=1).stderr
