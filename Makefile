@@ -45,10 +45,10 @@ demo: .venv/installed
 	$(BIN)/python preprocess.py --dataset_dir $(DEMO)/dataset --output_dir $(DEMO)/data \
 		--encoder efficientnet_lite0
 	$(BIN)/python train.py --data_dir $(DEMO)/data --model_path $(DEMO)/models/caption_model.h5 \
-		--epochs 30
+		--epochs 30 --overwrite
 	@echo
 	$(BIN)/python evaluate.py --data_dir $(DEMO)/data --images_dir $(DEMO)/dataset/Images \
-		--model_path $(DEMO)/models/caption_model.h5 --output_dir $(DEMO)/results
+		--model_path $(DEMO)/models/caption_model.h5 --output_dir $(DEMO)/results --split test
 
 app: .venv/installed-app
 	$(BIN)/python app.py $(ARGS)

@@ -19,9 +19,9 @@ def main() -> None:
     add = parser.add_argument
     add("members", type=Path, nargs="+", metavar="MODEL", help="what to put in")
     add("--model_path", type=Path, default="models/ensemble.h5", help="what to write")
+    cli.add_overwrite_option(parser)
     args = parser.parse_args()
-    if args.model_path.suffix != ".h5":
-        raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    cli.check_model_path(args.model_path, args.overwrite)
     if len({path.resolve() for path in args.members}) < max(2, len(args.members)):
         raise InputError("an ensemble takes two or more captioners, each of them once.")
     cli.load_tensorflow()

@@ -104,9 +104,10 @@ def finetune(
 
     steps = -(-len(train) // batch_size)
     compile_for_training(captioner.decoder, options, options.epochs * steps)
-    lines_with_end = [[[*line.split(), END_WORD] for line in lines] for lines in train.values()]
-    scorer, sample = CiderD(lines_with_end), sampler(captioner, batch_size)
-    dev_cider = greedy_cider(captioner, features, dev)
+    human = [[line.split() for line in lines] for lines in train.values()]
+    scorer = CiderD([[[*line, END_WORD] for line in lines] for lines in human])
+    sample = sampler(captioner, batch_size)
+    dev_cider = greedy_cider(captioner, features, dev, human)
     before = dev_cider()
     if dev:
         cli.log(f"before fine-tuning: dev cider {before:.4f}")
@@ -197,9 +198,13 @@ def score(scorer, vocabulary, photos: np.ndarray, tokens: np.ndarray) -> np.ndar
     return np.reshape(rewards, (len(photos), SAMPLES))
 
 
-def greedy_cider(captioner, features: np.ndarray, photos: dict[int, list[str]]):
-    """A function that gives the mean CIDEr-D of the photos' greedy captions; NaN without photos."""
-    scorer = CiderD([[caption.split() for caption in lines] for lines in photos.values()])
+def greedy_cider(captioner, features: np.ndarray, photos: dict[int, list[str]], human: list):
+    """A function that gives the mean CIDEr-D of the photos' greedy captions; NaN without photos.
+
+    Words are weighed by `human`, the training captions: so a few photos have a score, too.
+    """
+    references = [[caption.split() for caption in lines] for lines in photos.values()]
+    scorer = CiderD(references, human)
     images = features[list(photos)]  # (N, …)
 
     def cider() -> float:

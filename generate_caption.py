@@ -10,6 +10,7 @@ stopped run loses one batch at most; the same command with --resume continues. A
 readable image is named and skipped; the exit code is 0 unless no image could be captioned."""
 
 import argparse
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.files import InputError, sha256
+from captioning.files import InputError, one_line, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
 
@@ -34,9 +35,12 @@ def parse_arguments() -> argparse.Namespace:
     add("--format", choices=FORMATS, default="tsv", help=why)
     place = parser.add_mutually_exclusive_group()
     place.add_argument("--output", type=Path, metavar="FILE", help="a new file, not stdout")
-    why = "write each to a file beside its photo, x.txt for x.jpg; replaces those that are there"
+    why = "write each to a file beside its photo, x.txt for x.jpg; those that have text stay"
     place.add_argument("--sidecar", action="store_true", help=why)
-    add("--resume", action="store_true", help="skip what is captioned; give the options of before")
+    again = parser.add_mutually_exclusive_group()
+    why = "continue FILE.partial of a run that was stopped; give the options of before"
+    again.add_argument("--resume", action="store_true", help=why)
+    cli.add_overwrite_option(again)
     cli.add_decoding_options(parser)
     why = "the N best of the beam (N <= K), each with the logarithm of its probability"
     add("--num_captions", type=count, default=1, metavar="N", help=why)
@@ -60,9 +64,10 @@ def main() -> None:
     """Caption every image named, one line each."""
     args = parse_arguments()
     args.model_path = args.model_path or cli.default_model()
-    photos = list(dict.fromkeys(expand(args.image_path)))
+    photos = expand(args.image_path)
+    check_targets(args, photos)
     output = open_output(args)
-    missing = [p for p, left in zip(photos, output.open(photos, args.resume), strict=True) if left]
+    missing = output.open(photos)
     before = len(photos) - len(missing)
     if before:
         cli.log(f"{before} of {len(photos)} are captioned already")
@@ -85,10 +90,26 @@ def main() -> None:
         cli.log(f"drew {args.save_figure}")
 
 
+def check_targets(args, photos: dict[Path, str]) -> None:
+    """Raises InputError if a photo would be overwritten, or two would be one for COCO's scorers."""
+    real = {os.path.realpath(photo) for photo in photos}
+    for option, target in (("output", args.output), ("save_figure", args.save_figure)):
+        if target and os.path.realpath(target) in real:
+            raise InputError(f"--{option} {one_line(target)} is one of the photos: name another.")
+    if args.format == "coco":
+        photo_of: dict[str, Path] = {}
+        for photo, image_id in photos.items():
+            other = one_line(photo_of.setdefault(image_id, photo))
+            if other != one_line(photo):
+                raise InputError(
+                    f"{other} and {one_line(photo)} have one image_id: caption them in two runs."
+                )
+
+
 def open_output(args) -> Stream | OutputFile | Sidecars:
     """Where the captions go."""
     if args.sidecar:
-        return Sidecars()
+        return Sidecars(args.overwrite)
     if args.output is None:
         return Stream(args.format, args.num_captions)
     if args.output.is_dir():
@@ -98,16 +119,21 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
     settings = {name: getattr(args, name) for name in ("weights", "beam_size", "length_penalty")}
     if args.model_path.is_file():
         settings["model"] = sha256(args.model_path)
-    return OutputFile(args.output, args.format, args.num_captions, settings)
+    replace = "resume" if args.resume else "overwrite" if args.overwrite else ""
+    return OutputFile(args.output, args.format, args.num_captions, settings, replace)
 
 
-def expand(arguments: list[str]) -> Iterator[Path]:
-    """The files named, and the images in the folders named."""
+def expand(arguments: list[str]) -> dict[Path, str]:
+    """The files named, and the images in the folders named, each with its path from there on."""
+    photos: dict[Path, str] = {}
     for path in map(Path, arguments):
         images = list_images(path) if path.is_dir() else [path]
         if not images:
             cli.log(f"no images in {path}: it has no file named like .jpg or .png")
-        yield from images
+        for image in images:
+            image_id = image.relative_to(path).as_posix() if path.is_dir() else image.name
+            photos.setdefault(image, image_id)
+    return photos
 
 
 def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:

@@ -13,9 +13,10 @@ A stopped run continues where it was when the same command is given again."""
 import argparse
 import contextlib
 import hashlib
-import shutil
+import unicodedata
+from collections import defaultdict
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from captioning import cli
 from captioning.captions import (
@@ -29,7 +30,7 @@ from captioning.captions import (
     read_split_lists,
 )
 from captioning.encoders import ENCODERS, KINDS, Encoder
-from captioning.features import extract_features, load_features, shard_files
+from captioning.features import extract_features, load_features, remove_shards, shard_files
 from captioning.files import InputError, is_file, one_line, save_pickle, sha256
 from captioning.images import list_images
 
@@ -66,7 +67,8 @@ def main() -> None:
     args = parse_arguments()
     images_dir, captions_file = find_dataset(args)
     captions, splits = read_captions(captions_file)
-    splits, source = choose_splits(args, captions, splits)
+    captions = rename(captions, images_dir)
+    splits, source = choose_splits(args, images_dir, captions, splits)
     splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
     splits = drop_missing(splits, images_dir, args.allow_missing)
     wanted = set(chain(*splits.values()))
@@ -88,7 +90,7 @@ def main() -> None:
     if is_new:
         save_pickle(features, args.output_dir / "features.pkl")
     save_pickle(text, args.output_dir / "captions.pkl")
-    shutil.rmtree(args.output_dir / "shards", ignore_errors=True)
+    remove_shards(args.output_dir / "shards")
     report(text, features, unused)
     print(f"wrote {args.output_dir / 'features.pkl'} and {args.output_dir / 'captions.pkl'}")
     print(f"next: python train.py --data_dir {args.output_dir}")
@@ -111,7 +113,24 @@ def find_dataset(args) -> tuple[Path, Path]:
     return images_dir, captions_file
 
 
-def choose_splits(args, captions, splits) -> tuple[dict[str, list[str]], str]:
+def rename(captions: dict[str, list[str]], images_dir: Path) -> dict[str, list[str]]:
+    """Captions by the names that the files have: macOS writes é in another form than captions do.
+
+    Only where a single file is meant. What is not there keeps its name.
+    """
+    ids = [i for i in captions if not is_file(images_dir / i)]
+    forms = defaultdict(list)
+    for path in images_dir.rglob("*") if ids else ():
+        name = path.relative_to(images_dir).as_posix()
+        forms[unicodedata.normalize("NFC", name)].append(name)
+    files = {i: forms[unicodedata.normalize("NFC", i)] for i in ids}
+    renamed = defaultdict(list)
+    for i, lines in captions.items():
+        renamed[files[i][0] if len(files.get(i, ())) == 1 else i] += lines
+    return dict(renamed)
+
+
+def choose_splits(args, images_dir, captions, splits) -> tuple[dict[str, list[str]], str]:
     """The captions file's own splits, the official lists, or a random split; and which it was."""
     source = "captions file"
     if splits is None or args.splits_dir:
@@ -120,6 +139,7 @@ def choose_splits(args, captions, splits) -> tuple[dict[str, list[str]], str]:
         raise InputError(f"{args.splits_dir} has no list named like Flickr_8k.trainImages.txt.")
     if splits is None:
         splits, source = random_splits(captions, args.seed), "random"
+    splits = {s: list(rename(dict.fromkeys(ids, ()), images_dir)) for s, ids in splits.items()}
     check_splits(splits, captions)
     return splits, source
 
@@ -138,6 +158,8 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
                 f"{one_line(i)} is a link that leads out of {images_dir}. Put the photo there."
             )
     named = [one_line(image_id) for image_id in sorted(missing)]
+    if missing and not allow_missing:
+        named = did_you_mean(named, images_dir)
     some = ", ".join(named[:3]) + (", …" if len(missing) > 3 else "")
     if len(missing) == len(wanted):
         raise InputError(f"none of the {len(wanted)} captioned images is in {images_dir} ({some}).")
@@ -149,6 +171,18 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
     for name in named:
         cli.log(f"missing, left out: {name}")
     return {split: [i for i in ids if i not in missing] for split, ids in splits.items()}
+
+
+def did_you_mean(names: list[str], images_dir: Path) -> list[str]:
+    """The names, with those of files that differ in case, suffix or the kind of slash alone."""
+
+    def key(name: str) -> str:
+        return PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix().casefold()
+
+    files = [path.relative_to(images_dir).as_posix() for path in images_dir.rglob("*")]
+    known = {key(name): name for name in files}
+    hints = [known.get(key(name)) for name in names]
+    return [f"{n} (did you mean {h}?)" if h else n for n, h in zip(names, hints, strict=True)]
 
 
 def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, bool]:

@@ -7,6 +7,7 @@ image id -> captions, and split name -> image ids.
 
 import csv
 import functools
+import html
 import io
 import itertools
 import json
@@ -25,8 +26,19 @@ SPLIT_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 POSSESSIVES = ("'s", "’s")
 NOT_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # no file format takes these inside a word
+ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]\w*);", re.IGNORECASE)  # of HTML
+# Soft hyphens, zero-width spaces, marks of direction and of byte order. The zero-width joiner and
+# non-joiner stay: words of Persian and Hindi are spelt with them.
+INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+# Between two letters these separate words; between two digits, as in 1,000 and 3:30, they do not.
+MARK = '(?:[,;:!?…–—―|()\\[\\]{}"“”„«»、。，；：！？]|\\.{2,})'
+SEPARATOR = re.compile(rf"(?<!\d){MARK}|{MARK}(?!\d)")
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
+# Names of columns, by which the first line of a CSV is known for a header.
+IMAGE_COLUMNS = ("image", "images", "image_id", "image_name", "image_path", "image.file")
+IMAGE_COLUMNS += ("file", "file_name", "filename", "photo", "path", "name", "id")
+CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description", "sentence")
 LENGTH_PENALTY = 0.8  # of beam search, chosen on Flickr8k's dev split; here, where --help sees it
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")  # names in data sets
 CAPTION_FILES = ("captions.txt", "Flickr8k.token.txt", "captions.csv")
@@ -37,12 +49,15 @@ HELD_OUT = 0.1  # share of the images that a random split keeps for dev, and aga
 def tokenize(caption: str) -> list[str]:
     """Split a caption into words, as the standard scorers' references are split.
 
-    Lower case; split at white space; punctuation stripped from both ends; a possessive 's a token
-    of its own; inner hyphens, digits and one-letter words kept. Any script: a token needs a
-    letter, mark or digit of some alphabet.
+    Lower case; split at white space and at commas, colons, dashes and the like; punctuation
+    stripped from both ends; a possessive 's a token of its own; inner hyphens, digits and
+    one-letter words kept. Any script: a token needs a letter, mark or digit of some alphabet.
+    HTML's &quot; becomes what it stands for, and invisible characters are dropped.
     """
-    caption = NOT_TEXT.sub(" ", unicodedata.normalize("NFC", caption))
-    return [token for word in caption.lower().split() for token in _split_word(word)]
+    caption = ENTITY.sub(lambda entity: html.unescape(entity[0]), caption)
+    caption = NOT_TEXT.sub(" ", INVISIBLE.sub("", unicodedata.normalize("NFC", caption)))
+    words = SEPARATOR.sub(" ", caption).lower().split()
+    return [token for word in words for token in _split_word(word)]
 
 
 @functools.lru_cache(maxsize=65536)  # captions repeat their words
@@ -121,6 +136,7 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
         rows = _read_csv(path, text)
     captions: dict[str, list[str]] = {}
     for where, name, caption in rows:
+        name = image_id_of(name)
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
             name = repr(one_line(name))
@@ -134,6 +150,11 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
     if not captions:
         raise InputError(f"{path} holds no captions.")
     return captions, splits
+
+
+def image_id_of(name: str) -> str:
+    """The one id of a photo: its path in the images folder, without "./" and "//"."""
+    return PurePosixPath(name).as_posix()
 
 
 def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
@@ -150,7 +171,8 @@ def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
                     f'Put a caption with commas between double quotes ("…").'
                 )
             image_id, caption = row[0].strip(), row[1]
-            if not first or PurePosixPath(image_id).suffix:  # a header names no image file
+            names = image_id.lower() in IMAGE_COLUMNS, caption.strip().lower() in CAPTION_COLUMNS
+            if not (first and any(names)):  # a header
                 yield where, image_id, caption
             first = False
     except csv.Error as error:
@@ -171,7 +193,7 @@ def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], d
         for image in json.loads(text)["images"]:
             folder = image.get("filepath", "")  # COCO keeps its images in two folders
             image_id = f"{folder}/{image['filename']}" if folder else f"{image['filename']}"
-            splits[KARPATHY_SPLITS[image["split"]]].append(image_id)
+            splits[KARPATHY_SPLITS[image["split"]]].append(image_id_of(image_id))
             rows += [(f"{path}", image_id, f"{line['raw']}") for line in image["sentences"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
@@ -190,7 +212,7 @@ def read_split_lists(folder: str | Path) -> dict[str, list[str]] | None:
             names = path.read_text(encoding="utf-8-sig").split("\n") if is_file(path) else []
         except UnicodeDecodeError as error:
             raise InputError(f"{path} is not UTF-8. Save it as UTF-8.") from error
-        splits[split] = list(dict.fromkeys(filter(None, map(str.strip, names))))
+        splits[split] = list(dict.fromkeys(image_id_of(n.strip()) for n in names if n.strip()))
     return splits if any(splits.values()) else None
 
 

@@ -22,6 +22,11 @@ DECODER_NAMES = ("merge", "attention")
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
 
+REPLACED = """\
+What a script computes is replaced: pickles, results, pictures, histories. What may have been edited
+or cannot be had again is not, unless --overwrite is given: trained models, files of captions."""
+
+
 class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Show every default, and leave the examples in the description as they are written."""
 
@@ -31,7 +36,9 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
 
 def parser(description: str) -> argparse.ArgumentParser:
     """An argument parser whose `--help` shows the defaults; `description` is the script's own."""
-    return argparse.ArgumentParser(description=description, formatter_class=_Formatter)
+    return argparse.ArgumentParser(
+        description=description, epilog=REPLACED, formatter_class=_Formatter
+    )
 
 
 def number(kind: type, allowed: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
@@ -65,6 +72,11 @@ def add_weights_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
 
+def add_overwrite_option(parser) -> None:
+    """Add what allows to replace what cannot be had again, or may have been edited."""
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there already")
+
+
 def add_training_options(
     parser: argparse.ArgumentParser, epochs: int, batch_size: int, learning_rate: float, batch: str
 ) -> None:
@@ -75,21 +87,33 @@ def add_training_options(
     add("--batch_size", type=positive_int, default=batch_size, help=batch)
     why = "Adam's step size at the start; it falls to 0 over the epochs, along half a cosine"
     add("--learning_rate", type=positive_float, default=learning_rate, help=why)
-    why = "share of each weight, times the step size, that a step takes away"
+    why = "share, times the step size, that a step takes from each weight of a matrix"
     add("--weight_decay", type=fraction, default=0.0, help=why)
     why = "stop after so many epochs without a better dev loss, or CIDEr; not with --keep last"
     add("--patience", type=positive_int, default=3, help=why)
     why = "what MODEL_PATH ends with: the best epoch on dev, or the last, often of better captions"
     add("--keep", choices=("best", "last"), default="best", help=why)
     add("--seed", type=seed, default=0, help="of everything random")
-    add("--resume", action="store_true", help="continue after the last finished epoch")
+    again = parser.add_mutually_exclusive_group()
+    why = "continue after the last finished epoch"
+    again.add_argument("--resume", action="store_true", help=why)
+    add_overwrite_option(again)
     add("--tensorboard", type=Path, metavar="DIR", help="figures for: tensorboard --logdir DIR")
+
+
+def check_model_path(path: Path, replace: bool) -> None:
+    """Raises InputError if `path` is not named .h5, or is there already and must stay."""
+    if path.suffix != ".h5":
+        raise InputError(f"--model_path {path}: its name must end in .h5")
+    if path.exists() and not replace:
+        raise InputError(
+            f"{path} is there already. Give --overwrite, or name another --model_path."
+        )
 
 
 def check_training(args: argparse.Namespace, start: Path | None) -> None:
     """Raises InputError where a training, from the model `start` if any, cannot write its files."""
-    if args.model_path.suffix != ".h5":
-        raise InputError(f"--model_path {args.model_path}: its name must end in .h5")
+    check_model_path(args.model_path, args.overwrite or args.resume)
     if start is not None and start.resolve() == args.model_path.resolve():
         raise InputError(f"{start} would be overwritten: name another file by --model_path.")
     if folder := args.tensorboard:

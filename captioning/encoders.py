@@ -76,8 +76,7 @@ class Encoder:
             cells = network.get_layer(spec.grid_layer).output  # (B, 7, 7, channels)
             cells = keras.layers.Reshape((GRID_CELLS, cells.shape[-1]))(cells)
             network = keras.Model(network.input, cells)
-        self.network = network
-        self.features_shape = tuple(network.output_shape[1:])
+        self.network, self.features_shape = network, network.output_shape[1:]
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
         self._run_compiled = tf.function(self._run, input_signature=[batch])

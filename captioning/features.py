@@ -92,6 +92,14 @@ def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, list[
     return np.load(target, mmap_mode="r"), errors
 
 
+def remove_shards(folder: Path) -> None:
+    """Remove what `extract_features` wrote, and the folder where nothing else is in it."""
+    for path in [*folder.glob("[0-9a-f]" * 64 + ".npz"), folder / "features.npy"]:
+        path.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _read_shard(file: Path, name: str) -> np.ndarray:
     try:
         with np.load(file) as arrays:
@@ -104,10 +112,7 @@ def _read_shard(file: Path, name: str) -> np.ndarray:
 def encode_shard(
     encoder: Encoder, paths: list[Path], batch_size: int, done: Callable = lambda count: None
 ) -> tuple[np.ndarray, list[str]]:
-    """The features (M, *features_shape) of the M readable images, and every image's error or "".
-
-    `done` is told the number of images finished since it was last called.
-    """
+    """The features (M, *features_shape) of the M readable images, and every image's error or ""."""
     features = [np.empty((0, *encoder.features_shape), encoder.dtype)]
     errors, batch = [], []
     with ThreadPoolExecutor() as pool:  # reading and resizing overlap the network

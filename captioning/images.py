@@ -68,8 +68,7 @@ def image_to_pixels(image: Image.Image) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         # Pillow's filters widen with the reduction, so this is antialiased.
-        size = (IMAGE_SIZE, IMAGE_SIZE)
-        return np.asarray(image.convert("RGB").resize(size, Image.Resampling.BICUBIC))
+        return np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
 
 
 def list_images(folder: str | Path) -> list[Path]:

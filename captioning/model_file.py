@@ -42,8 +42,7 @@ def write_model(
         with h5py.File(temporary, "r+") as file:
             group = file.create_group(GROUP)
             group.attrs.update(format_version=FORMAT_VERSION, config=json.dumps(config))
-            # A dataset, for HDF5's attributes stop at 64 kB; of one width, for its size is then
-            # known before it is read.
+            # A dataset: attributes stop at 64 kB. Of one width: its size is known before reading.
             width = h5py.string_dtype(length=max(map(len, encoded)))
             group.create_dataset("vocabulary", data=encoded, dtype=width)
 

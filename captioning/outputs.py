@@ -1,7 +1,7 @@
 """Where captions go: to stdout, into a file, or each into a file beside its photo.
 
-The three are used alike: `open` tells of each photo whether it needs a caption, with `resume` if it
-has none yet; `write` takes one photo's captions, each with its score; `close` ends the work.
+The three are used alike: `open` takes the photos, each with its id, and gives those that need a
+caption; `write` takes one photo's captions, each with its score; `close` ends the work.
 """
 
 import csv
@@ -31,12 +31,13 @@ class Stream:
         self.columns = [image, "caption", *["log_probability"] * (num_captions > 1)]
         self.empty = True
 
-    def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
-        return [True] * len(photos)
+    def open(self, ids: dict[Path, str]) -> list[Path]:
+        self.ids = ids
+        return list(ids)
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
         for caption, score in captions:
-            name = photo.name if self.form == "coco" else os.fspath(photo)
+            name = self.ids[photo] if self.form == "coco" else os.fspath(photo)
             self.stream.write(self._row([name, caption, round(score, 4)][: len(self.columns)]))
             self.stream.flush()
             self.empty = False
@@ -70,39 +71,50 @@ class OutputFile:
     may be torn, and is dropped.
     """
 
-    def __init__(self, path: Path, form: str, num_captions: int, settings: dict):
-        """`settings` are what a resumed run must share."""
-        self.path, self.form, self.num_captions = path, form, num_captions
+    def __init__(self, path: Path, form: str, num_captions: int, settings: dict, replace: str = ""):
+        """`settings` are what a resumed run must share; `replace`: "resume", "overwrite" or ""."""
+        self.path, self.form, self.num_captions, self.replace = path, form, num_captions, replace
         self.settings = settings | {"num_captions": num_captions}
         self.partial = path.with_name(path.name + ".partial")
-        self.file, self.finished, self.resume = None, False, False
+        self.file, self.finished = None, False
 
-    def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
+    def open(self, ids: dict[Path, str]) -> list[Path]:
         """Raises InputError if a file is there already, or is of a run with other settings."""
-        self.resume = resume
+        self.ids = ids
         try:
             partial = self.partial.exists()
             self.finished = self.path.exists() and self.path.stat().st_size > 0
         except OSError as error:  # a name that is too long
             raise InputError(f"{one_line(self.path)}: {error.strerror}. Name another.") from error
-        if (partial or self.finished) and not resume:
+        if self.replace == "overwrite":
+            self.partial.unlink(missing_ok=True)
+            partial = self.finished = False
+        if (partial or self.finished) and not self.replace:
             name = one_line(self.path if self.finished else self.partial)
-            raise InputError(f"{name} is there already. Give --resume, remove it, or name another.")
+            raise InputError(
+                f"{name} is there already. Give --resume or --overwrite, or name another."
+            )
         if self.finished:
-            return [False] * len(photos)
-        done = self._read_back() if partial else set()
-        return [os.fspath(photo) not in done for photo in photos]
+            return []
+        done = self._read_back() if partial else {}
+        missing = [photo for photo in ids if os.fspath(photo) not in done]
+        for photo in missing if self.form == "coco" else ():
+            if ids[photo] in done.values():
+                raise InputError(f"{one_line(photo)}: {one_line(self.partial)} has its id already.")
+        return missing
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
         try:
             if self.file is None:
                 self.partial.parent.mkdir(parents=True, exist_ok=True)
                 # Without --resume "x": another run with the same FILE is not mixed with this one.
-                self.file = self.partial.open("a" if self.resume else "x", encoding="ascii")
+                mode = "a" if self.replace == "resume" else "x"
+                self.file = self.partial.open(mode, encoding="ascii")
                 if self.file.tell() == 0:
                     self.file.write(json.dumps(self.settings) + "\n")
             # In ASCII: a name in any encoding is read back as it was.
-            row = {"image_path": os.fspath(photo), "captions": captions}
+            row = {"image_path": os.fspath(photo), "image_id": self.ids[photo]}
+            row["captions"] = captions
             self.file.write(json.dumps(row) + "\n")
             self.file.flush()
         except OSError as error:
@@ -125,13 +137,15 @@ class OutputFile:
             stream = Stream(self.form, self.num_captions, file)
             next(lines)  # the settings
             for row in map(json.loads, lines):
-                stream.write(Path(row["image_path"]), row["captions"])
+                photo = Path(row["image_path"])
+                stream.open({photo: row["image_id"]})
+                stream.write(photo, row["captions"])
             stream.close()
         self.partial.unlink()
 
-    def _read_back(self) -> set[str]:
-        """The photos in FILE.partial, a torn last line cut off."""
-        done, end, opening = set(), 0, json.dumps(self.settings).encode() + b"\n"
+    def _read_back(self) -> dict[str, str]:
+        """The photos in FILE.partial with their ids, a torn last line cut off."""
+        done, end, opening = {}, 0, json.dumps(self.settings).encode() + b"\n"
         try:
             with self.partial.open("rb+") as file:
                 for line in file:
@@ -140,7 +154,8 @@ class OutputFile:
                     if not line.endswith(b"\n"):  # torn
                         break
                     if end:
-                        done.add(os.fspath(json.loads(line)["image_path"]))
+                        row = json.loads(line)
+                        done[os.fspath(row["image_path"])] = row["image_id"]
                     end += len(line)
                 file.truncate(end)
         except (ValueError, TypeError, KeyError, RecursionError, OSError) as error:
@@ -152,12 +167,18 @@ class OutputFile:
 
 
 class Sidecars:
-    """Each caption in a text file beside its photo: that of x.jpg, and a line feed, in x.txt."""
+    """Each caption in a text file beside its photo: that of x.jpg, and a line feed, in x.txt.
 
-    def open(self, photos: list[Path], resume: bool = False) -> list[bool]:
+    Somebody may have edited those that are there: they stay, but for blank ones.
+    """
+
+    def __init__(self, overwrite: bool = False):
+        self.overwrite = overwrite
+
+    def open(self, ids: dict[Path, str]) -> list[Path]:
         """Raises InputError if a file would be that of two photos, or is itself among them."""
         photo_of: dict[Path, Path] = {}
-        for photo in photos:
+        for photo in ids:
             target = photo.with_suffix(".txt")
             other = photo_of.setdefault(target, photo)
             name = one_line(photo)
@@ -168,7 +189,11 @@ class Sidecars:
                 )
             if photo == target:
                 raise InputError(f"{name} would be overwritten by its caption. Leave it out.")
-        return [not (resume and is_file(photo.with_suffix(".txt"))) for photo in photos]
+        return [photo for photo in ids if self.overwrite or not self._has_caption(photo)]
+
+    def _has_caption(self, photo: Path) -> bool:
+        target = photo.with_suffix(".txt")
+        return is_file(target) and bool(target.read_bytes().strip())
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
         with atomic_path(photo.with_suffix(".txt")) as path:

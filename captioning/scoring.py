@@ -63,12 +63,18 @@ class CiderD:
     The same numbers as pycocoevalcap's, which would weigh all references anew for every batch.
     """
 
-    def __init__(self, references: list[list[list[str]]]):
-        """Weigh each image's captions, lists of tokens, by how many images an n-gram is of."""
+    def __init__(self, references: list[list[list[str]]], corpus: list | None = None):
+        """Weigh each image's captions, lists of tokens, by how many images an n-gram is of.
+
+        These are the images of the `corpus`, where it is given: of few images such counts say
+        little, and of a single one every weight is 0.
+        """
         counted = [[Counter(ngrams(tokens)) for tokens in lines] for lines in references]
-        frequencies = Counter(gram for lines in counted for gram in set().union(*lines))
+        corpus = references if corpus is None else corpus
+        grams = (set().union(*map(ngrams, lines)) for lines in corpus)
+        frequencies = Counter(gram for image in grams for gram in image)
         # The weight of an n-gram of no image; without a dev split, when nothing is scored, 0.
-        self.rarest = math.log(max(1, len(references)))
+        self.rarest = math.log(max(1, len(corpus)))
         self.weights = {gram: self.rarest - math.log(n) for gram, n in frequencies.items()}
         self.references = [[self._weigh(counts) for counts in lines] for lines in counted]
 

@@ -53,6 +53,10 @@ def compile_for_training(decoder: Decoder, options: Options, steps: int) -> None
         dropout.rng_alg = "threefry" if xla else "philox"
     schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
+    word_vectors, variables = decoder.embedding.embeddings, decoder.network.trainable_variables
+    # Matrices alone decay: of a word that is rare, or of a bias, nothing would be left.
+    kept = [v for v in variables if len(v.shape) < 2 or v is word_vectors]
+    optimizer.exclude_from_weight_decay(kept)
     decoder.network.compile(optimizer, CROSS_ENTROPY, jit_compile=xla)
 
 

@@ -65,7 +65,10 @@ def test_what_the_page_shows_of_each_word(attentive):
     description = app.describe(attentive, pixels, beam_size=3, num_captions=2)
     assert description == json.loads(json.dumps(description))
     assert len(description["captions"]) == 2
-    words = description["words"]
+    words, features = description["words"], attentive.encoder.encode(pixels[None])
+    _, _, weights = attentive.explain(features, description["captions"][0]["caption"])
+    told = [np.ravel(entry["attention"]) for entry in words]
+    np.testing.assert_allclose(told, weights, atol=1e-4)
     scored, pictures = app.scored_words(description), app.looks(description, pixels)
     for entry, text, (picture, word) in zip(words, scored, pictures, strict=True):
         probability = entry["probability"]

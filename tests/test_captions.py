@@ -33,6 +33,15 @@ from captioning.files import InputError
         ("一只 狗 。", ["一只", "狗"]),
         ("cafe\u0301", ["caf\u00e9"]),  # one spelling for both ways to write é
         ("a\0b\ud800c", ["a", "b", "c"]),
+        ("1girl,solo,long_hair", ["1girl", "solo", "long_hair"]),
+        ("dog;cat:man\u2014a...b\u2026c", ["dog", "cat", "man", "a", "b", "c"]),
+        ("1,000 men at 3:30,two", ["1,000", "men", "at", "3:30", "two"]),
+        ("&quot;A dog&#39;s&quot; at&t", ["a", "dog", "'s", "at&t"]),
+        ("\ufeffa\u200bb\u00adc \u200fx", ["abc", "x"]),
+        (
+            "\u0645\u06cc\u200c\u062e\u0648",
+            ["\u0645\u06cc\u200c\u062e\u0648"],
+        ),  # spelt so in Persian
     ],
 )
 def test_tokenize(caption, tokens):
@@ -72,6 +81,24 @@ def test_readers_agree(tmp_path, text):
     path = tmp_path / "captions.txt"
     path.write_bytes(text.encode())
     assert read_captions(path) == (EXPECTED, None)
+
+
+@pytest.mark.parametrize(
+    ("first", "rest"),
+    [("image.file,caption", 0), ("Image,Text", 0), ("photo1,a dog", 1), ("image.jpg,a caption", 1)],
+)
+def test_a_header_is_known_by_its_names(tmp_path, first, rest):
+    path = tmp_path / "captions.csv"
+    path.write_text(f"{first}\nphoto2,a cat\n")
+    assert len(read_captions(path)[0]) == 1 + rest
+
+
+def test_one_photo_has_one_id(tmp_path):
+    path = tmp_path / "captions.csv"
+    path.write_text("./x.jpg,a dog\nx.jpg,a cat\na//b/./y.jpg,a man\n")
+    assert read_captions(path)[0] == {"x.jpg": ["a dog", "a cat"], "a/b/y.jpg": ["a man"]}
+    (tmp_path / "Flickr_8k.trainImages.txt").write_text("./x.jpg")
+    assert read_split_lists(tmp_path)["train"] == ["x.jpg"]
 
 
 def test_karpathy_json_brings_its_splits(tmp_path):

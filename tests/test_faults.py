@@ -59,11 +59,11 @@ def test_preprocess_killed_and_repeated_gives_the_same_bytes(demo, tmp_path):
     command = ("preprocess.py", *folders, "--encoder", "efficientnet_lite0")
     draw, shards, killed = random.Random(0), {}, 0
     for _ in range(6):
-        killed += stopped(command, output, draw.uniform(0, 3))[0] == -signal.SIGKILL
+        killed += stopped(command, output, draw.uniform(0, 1))[0] == -signal.SIGKILL
         now = {p.name: p.stat().st_ino for p in (output / "shards").glob("[!.]*.npz")}
         assert now.items() >= shards.items() or not now  # none again, until the end takes them all
         shards.update(now)
-    assert killed > 2 <= len(shards)
+    assert killed >= 2 <= len(shards)
     run_script(*command)
     for name in ("features.pkl", "captions.pkl"):
         assert (output / name).read_bytes() == (demo / "data" / name).read_bytes()

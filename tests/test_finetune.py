@@ -54,6 +54,13 @@ def updates(
     return seen
 
 
+def test_one_dev_photo_has_a_score():
+    corpus = [[["a", "dog", "runs"]], [["a", "cat", "sits"]], [["a", "man", "sits", "down"]]]
+    alone, weighed = CiderD(corpus[:1]), CiderD(corpus[:1], corpus)
+    assert alone.score(0, ["a", "dog", "runs"]) == 0
+    assert weighed.score(0, ["a", "dog", "runs"]) > weighed.score(0, ["a", "dog", "sits"]) > 0
+
+
 def test_only_what_samples_can_teach_is_trained(tmp_path):
     captioner = prepare_for_scst(untrained(), {})
     decoder = captioner.decoder

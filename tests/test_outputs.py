@@ -29,9 +29,9 @@ def beam(photo: Path, num_captions: int) -> list[tuple[str, float]]:
     return captions[: 1 if photo.suffix == ".png" else num_captions]
 
 
-def write_all(output, num_captions: int, resume=False, close=True) -> list[Path]:
+def write_all(output, num_captions: int, close=True) -> list[Path]:
     """Write what is missing; returns the photos that were."""
-    missing = [p for p, left in zip(PHOTOS, output.open(PHOTOS, resume), strict=True) if left]
+    missing = output.open({photo: photo.name for photo in PHOTOS})
     for photo in missing:
         output.write(photo, beam(photo, num_captions))
     if close:
@@ -79,8 +79,8 @@ def test_rows_are_read_back_by_other_parsers_and_a_file_holds_the_same(
 
 @pytest.mark.parametrize("num_captions", [1, 2])
 def test_a_partial_file_cut_off_at_any_byte_is_continued(num_captions, tmp_path):
-    def output(name):
-        return OutputFile(tmp_path / name, "csv", num_captions, SETTINGS)
+    def output(name, *replace):
+        return OutputFile(tmp_path / name, "csv", num_captions, SETTINGS, *replace)
 
     write_all(output("cut"), num_captions, close=False)  # as if killed
     partial = partial_of(tmp_path / "cut")
@@ -90,7 +90,7 @@ def test_a_partial_file_cut_off_at_any_byte_is_continued(num_captions, tmp_path)
     for size in range(len(content) + 1):
         partial.write_bytes(content[:size])
         whole = max(0, sum(end <= size for end in ends) - 1)  # photos; the settings are a line
-        assert write_all(output("cut"), num_captions, resume=True) == PHOTOS[whole:], size
+        assert write_all(output("cut", "resume"), num_captions) == PHOTOS[whole:], size
         assert (tmp_path / "cut").read_bytes() == (tmp_path / "whole").read_bytes()
         (tmp_path / "cut").unlink()
 
@@ -114,7 +114,7 @@ def test_what_it_did_not_write_is_refused_and_left_alone(place, line, tmp_path):
     content = b"".join([*ours[:place], line, *ours[place + 1 :] * place])
     partial_of(path).write_bytes(content)
     with pytest.raises(InputError, match="cannot be continued") as error:
-        write_all(OutputFile(path, "csv", 1, SETTINGS), 1, resume=True)
+        write_all(OutputFile(path, "csv", 1, SETTINGS, "resume"), 1)
     assert str(error.value).isprintable()
     assert partial_of(path).read_bytes() == content
     assert not path.exists()
@@ -125,7 +125,7 @@ def test_memory_does_not_grow_with_the_captions(form, tmp_path):
     """400 captions of 100 kB."""
     output = OutputFile(tmp_path / "file", form, 1, SETTINGS)
     photos = [Path(f"{number}.jpg") for number in range(400)]
-    output.open(photos)
+    output.open({photo: photo.name for photo in photos})
     tracemalloc.start()
     for photo in photos:
         output.write(photo, [("word " * 20_000, -1.0)])
@@ -175,9 +175,11 @@ def test_after_a_full_disk_comes_the_rest_and_the_finished_file_stays(generate, 
     content = path.read_text()
     assert content == generate(photos).stdout
     done = generate(photos, "--output", path, code=1)
-    assert f"{path} is there already. Give --resume, remove it, or name another." in done.stderr
+    assert f"{path} is there already. Give --resume or --overwrite, or name" in done.stderr
     assert "9 of 9 are captioned" in generate(photos, "--output", path, "--resume").stderr
     assert path.read_text() == content
+    assert generate(photos, "--output", path, "--overwrite", "--format", "csv").stdout == ""
+    assert path.read_text() == generate(photos, "--format", "csv").stdout
 
 
 def test_a_stopped_run_has_each_batch_in_its_file_and_is_continued(
@@ -219,7 +221,7 @@ def test_a_photo_named_twice_is_captioned_once(generate, photos):
     assert names == ["0001.jpg", "0000.jpg", *(f"000{i}.jpg" for i in range(2, 8))]
 
 
-def test_sidecars_hold_what_stdout_shows_and_only_missing_ones_are_resumed(generate, photos):
+def test_sidecars_hold_what_stdout_shows_and_those_with_text_stay(generate, photos):
     lines = dict(line.split("\t") for line in generate(photos).stdout.splitlines())
 
     def sidecars():
@@ -230,13 +232,35 @@ def test_sidecars_hold_what_stdout_shows_and_only_missing_ones_are_resumed(gener
     assert written == {path: f"{caption}\n" for path, caption in lines.items()}
     (photos / "scene_0000.txt").unlink()
     (photos / "scene_0002.txt").write_text("mine")
-    done = generate(photos, "--sidecar", "--resume")
-    assert "7 of 9 are captioned already" in done.stderr
-    assert "1 captioned, 1 skipped" in done.stderr
-    assert sidecars() == written | {str(photos / "scene_0002.jpg"): "mine"}
-    generate(photos, "--sidecar")
+    (photos / "scene_0003.txt").write_text(" \n")
+    for resume in ((), ("--resume",)):
+        done = generate(photos, "--sidecar", *resume)
+        assert sidecars() == written | {str(photos / "scene_0002.jpg"): "mine"}
+    assert "8 of 9 are captioned already" in done.stderr
+    generate(photos, "--sidecar", "--overwrite")
     assert sidecars() == written
     assert {path.suffix for path in photos.iterdir()} == {".jpg", ".txt"}
+
+
+def test_no_photo_is_overwritten_by_the_file_or_the_picture(generate, photos):
+    photo = photos / "scene_0000.jpg"
+    content = photo.read_bytes()
+    for option in ("--output", "--save_figure"):
+        done = generate(photos, option, photos / "." / photo.name, "--overwrite", code=1)
+        assert f"{option} {photo} is one of the photos" in done.stderr
+    assert photo.read_bytes() == content
+
+
+def test_coco_refuses_two_photos_of_one_name(generate, photos):
+    other = photos.parent / "other"
+    other.mkdir()
+    shutil.copy(photos / "scene_0001.jpg", other)
+    assert "have one image_id" in generate(photos, other, "--format", "coco", code=1).stderr
+    path = photos.parent / "list.json"
+    options = ("--format", "coco", "--output", path)
+    with files_up_to(900):
+        generate(photos, *options, code=1)
+    assert "has its id already" in generate(other, *options, "--resume", code=1).stderr
 
 
 def test_no_photo_loses_its_place_to_a_sidecar(generate, photos):

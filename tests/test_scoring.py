@@ -155,13 +155,30 @@ def test_evaluate_scores_what_it_writes(demo, captioner, tmp_path, no_java):
         assert shows(tmp_path / "gallery.png", photo)
 
 
+def test_what_says_little_is_said(demo, tmp_path, no_java):
+    """Of few photos, of a single reference; the human rows are of the photos that have several."""
+    data = tmp_path / "data"
+    data.mkdir()
+    shutil.copy(demo / "data" / "features.pkl", data)
+    text = joblib.load(demo / "data" / "captions.pkl")
+    first = text["splits"]["dev"][0]
+    text["captions"][first] = text["captions"][first][:1]
+    joblib.dump(text, data / "captions.pkl")
+    model = ("--model_path", demo / "models" / "caption_model.h5")
+    done = evaluate(tmp_path, tmp_path / "results", *model)
+    assert "note: 72 images are few" in done.stderr
+    assert "note: 1 of 72 images have a single reference" in done.stderr
+    assert "\nhuman " in done.stdout
+    assert done.stdout.count("the final figure is --split test") == 1
+
+
 def test_evaluate_refuses_what_cannot_be_compared(small, demo, tmp_path):
     text = joblib.load(small / "data" / "captions.pkl")
     features = joblib.load(small / "data" / "features.pkl")
     (tmp_path / "data").mkdir()
     demos, ours = demo / "models" / "caption_model.h5", INCLUDED
     for change_text, change_features, model, message in (
-        ({"splits": text["splits"] | {"test": []}}, {}, demos, "the test split is empty"),
+        ({"splits": text["splits"] | {"dev": []}}, {}, demos, "the dev split is empty"),
         ({}, {"encoder": "vgg16"}, demos, "the features are of vgg16"),
         ({}, {"image_ids": ["x"] * 60}, demos, "has no features"),
         ({}, {}, ours, "--features layers"),

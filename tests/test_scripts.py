@@ -137,6 +137,31 @@ def test_finished_shards_are_not_redone_and_those_of_changed_files_are(dataset, 
     assert shard_files(encoder, paths, tmp_path / "shards") != files
 
 
+def test_a_folder_of_the_user_s_is_not_removed_with_the_shards(dataset):
+    mine = dataset.parent / "data" / "shards" / "mine.npz"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    preprocess(dataset)
+    assert list(mine.parent.iterdir()) == [mine]
+
+
+def test_names_in_another_form_are_found_and_other_ones_are_suggested(dataset):
+    images, captions = dataset / "Images", dataset / "captions.txt"
+    (images / "scene_0003.jpg").rename(images / "e\u0301.jpg")  # as macOS writes it
+    text = captions.read_text().replace("scene_0003", "\u00e9")
+    captions.write_text(text)
+    for path in dataset.glob("*Images.txt"):
+        path.write_text(path.read_text().replace("scene_0003", "\u00e9"))
+    preprocess(dataset)
+    assert "e\u0301.jpg" in joblib.load(dataset.parent / "data" / "features.pkl")["image_ids"]
+    for name, wanted in (("scene_0001.JPG", "scene_0001.jpg"), ("scene_0001", "scene_0001.jpg")):
+        captions.write_text(text.replace("scene_0001.jpg", name))
+        for path in dataset.glob("*Images.txt"):
+            path.unlink()
+        done = preprocess(dataset, code=1)
+        assert f"{name} (did you mean {wanted}?)" in done.stderr
+
+
 def test_missing_and_broken_photos_are_named_and_left_out(dataset):
     lost, spoilt = read_split_lists(dataset)["train"][:2]
     (dataset / "Images" / lost).unlink()

@@ -6,9 +6,11 @@ import importlib.util
 import joblib
 import pytest
 import tensorflow as tf
-from helpers import options, run_here
+from helpers import options, run_here, untrained
 
 from captioning.callbacks import Recorder
+from captioning.cli import INCLUDED
+from captioning.training import compile_for_training
 from model import Captioner
 
 SIZES = ("--units", 16, "--embedding_size", 16)
@@ -106,6 +108,27 @@ def test_what_tensorboard_needs_is_told(package, message, small, tmp_path, monke
     done = train(small, tmp_path / "m.h5", "--tensorboard", file, code=1)
     assert done.stderr.startswith(f"error: --tensorboard{message.format(file)}")
     assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_trained_model_is_not_replaced_without_a_word(small, tmp_path):
+    path = tmp_path / "m.h5"
+    path.write_text("trained for a week")
+    for command in (("train.py",), ("finetune.py", INCLUDED), ("ensemble.py", INCLUDED, "x.h5")):
+        done = run_here(*command, "--model_path", path, code=1)
+        assert f"{path} is there already. Give --overwrite" in done.stderr
+    assert path.read_text() == "trained for a week"
+
+
+def test_matrices_alone_decay():
+    """Not the biases, nor the vectors of words, which would be forgotten while they are rare."""
+    decoder = untrained().decoder
+    compile_for_training(decoder, options(learning_rate=1e-2, weight_decay=0.9), steps=10**6)
+    variables = decoder.network.trainable_variables
+    for variable in variables:
+        variable.assign(tf.ones(variable.shape))
+    decoder.network.optimizer.apply([tf.zeros(v.shape) for v in variables], variables)
+    shrunk = [v.path for v in variables if v.numpy().max() < 1]
+    assert shrunk == [v.path for v in variables if v.path.endswith("kernel")]
 
 
 @pytest.mark.long
