@@ -15,7 +15,7 @@ from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import NEG_INF, beam_search
 from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
 from captioning.files import InputError
-from captioning.images import image_to_pixels, load_image
+from captioning.images import array_to_pixels, image_to_pixels, load_image
 from captioning.model_file import (
     not_a_captioner,
     open_model,
@@ -205,7 +205,7 @@ class Captioner:
         if isinstance(image, str | Path):
             pixels = load_image(image)
         else:
-            pixels = image if isinstance(image, np.ndarray) else image_to_pixels(image)
+            pixels = (array_to_pixels if isinstance(image, np.ndarray) else image_to_pixels)(image)
         return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
 
     def caption_features(

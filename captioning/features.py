@@ -149,16 +149,15 @@ def parallel_shards(
     ]
     # A shard a task, taken as soon as it is there: what is finished is then on the disk.
     options = {"batch_size": 1, "return_as": "generator_unordered"}
-    options |= {"backend": "dask", "n_jobs": -1} if dask else {"n_jobs": n_jobs}
     with _cluster(dask) if dask else contextlib.nullcontext():
-        for file, features, errors in joblib.Parallel(**options)(tasks):
+        for file, features, errors in joblib.Parallel(-1 if dask else n_jobs, **options)(tasks):
             named = zip(shards[file], errors, strict=True)  # as one process would name them
             yield file, features, [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
 
 
 @contextlib.contextmanager
 def _cluster(address: str) -> Iterator[None]:
-    """Connect to the Dask cluster at `address`, which joblib then finds."""
+    """Let joblib use the Dask cluster at `address`."""
     try:
         import distributed
     except ImportError as error:
@@ -168,7 +167,9 @@ def _cluster(address: str) -> Iterator[None]:
     except (OSError, ValueError) as error:
         fix = "Start one: dask scheduler"
         raise InputError(f"no Dask scheduler answers at {address}. {fix}") from error
-    with client:
+    import joblib
+
+    with client, joblib.parallel_config("dask", client=client):
         start = f"PYTHONPATH={ROOT} dask worker {address} --nthreads 1"
         try:
             client.wait_for_workers(1, timeout=CONNECTION_TIMEOUT)

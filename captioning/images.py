@@ -16,6 +16,8 @@ IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".t
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what else Pillow opens may start programs
 MAX_PIXELS = 50_000_000  # of what is decoded; a larger JPEG is decoded small
 LARGE = 4_000_000  # pixels, from which on images are decoded one at a time
+RANGES = (1, 255, 1023, 4095, 16383, 65535)  # of floats, then of 8, 10, 12, 14 and 16 bits
+ORIENTATION = 0x0112  # EXIF's tag
 ONE_LARGE_IMAGE = threading.Lock()  # so that threads do not each take a gigabyte
 
 # What Pillow's decoders are seen to raise on broken files.
@@ -34,6 +36,8 @@ def load_image(path: str | Path) -> np.ndarray:
         raise InputError(f"{name}: no such image file")
     try:
         with Image.open(path, formats=FORMATS) as image:
+            # A large JPEG is decoded at a half, a quarter or an eighth, with twice the size left.
+            image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
             return image_to_pixels(image)
     except BROKEN_IMAGE as error:
         reason = getattr(error, "strerror", None) or one_line(error)  # without the path
@@ -52,23 +56,97 @@ def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
 
 def image_to_pixels(image: Image.Image) -> np.ndarray:
     """Turn an open image of any mode into (224, 224, 3) uint8, as `load_image` does."""
-    # A large JPEG is decoded at a half, a quarter or an eighth, as long as twice the size is left.
-    image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
     count = image.width * image.height
     if count > MAX_PIXELS:
         raise ValueError(f"{count} pixels are more than {MAX_PIXELS}")
     with ONE_LARGE_IMAGE if count > LARGE else contextlib.nullcontext():
-        image = ImageOps.exif_transpose(image)
-        if image.mode.startswith(("I", "F")):  # 16- and 32-bit grey: Pillow would clip, not scale
-            grey = np.nan_to_num(np.array(image, np.float32), copy=False)
-            scale = 255 / 65535 if image.mode.startswith("I;16") or grey.max() > 255 else 1
-            grey.clip(0, 255 / scale, out=grey)  # before scaling: the largest would overflow
-            image = Image.fromarray((grey * scale).astype(np.uint8))
+        image = ImageOps.exif_transpose(_eight_bits(image))
         if image.has_transparency_data:  # what is transparent is seen on white
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         # Pillow's filters widen with the reduction, so this is antialiased.
         return np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
+
+
+def array_to_pixels(values: np.ndarray) -> np.ndarray:
+    """(H, W), or (H, W, 1), 3 or 4, of bytes, deeper numbers or floats -> (224, 224, 3) uint8."""
+    values = np.asarray(values)
+    channels = values.shape[2:] or (1,)
+    if values.ndim not in (2, 3) or channels not in ((1,), (3,), (4,)) or not values.size:
+        raise InputError(f"an image is (height, width[, 1, 3 or 4]), not {values.shape}")
+    if values.dtype.kind not in "buif":
+        raise InputError(f"an image is of numbers, not of {values.dtype}")
+    values = values[..., 0] if channels == (1,) and values.ndim == 3 else values
+    values = values.astype(np.float32) if values.dtype.kind == "b" else values
+    return image_to_pixels(Image.fromarray(to_bytes(values)))
+
+
+def to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
+    """Values of any type as uint8, scaled by the range that their file states.
+
+    Without one, by the smallest usual one that holds them: 12-bit pixels in a 16-bit file would
+    else be black. Bytes stay as they are.
+    """
+    if values.dtype == np.uint8:
+        return values
+    usual = RANGES if values.dtype.kind == "f" else RANGES[1:]
+    values = values.astype(np.float32)
+    top = values.max(initial=0, where=np.isfinite(values))
+    largest = next((r for r in (stated or 0, *usual) if top <= r), top)
+    # Clipped before scaling: the largest floats would overflow.
+    values = np.nan_to_num(values, copy=False, posinf=largest).clip(0, largest, out=values)
+    scaled = values * np.float32(255 / max(largest, 1e-30))
+    return (scaled + np.float32(1e-3)).astype(np.uint8)  # 119.9999 is 120
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """The image itself, or if its pixels have more than 8 bits, one of 8, equally oriented."""
+    deep = ";16" in str(getattr(image, "tile", ""))  # in the file: Pillow takes the upper 8 bits
+    if image.mode.startswith(("I", "F")):  # grey: Pillow would clip, not scale
+        stated = _stated_range(image)
+        made = Image.fromarray(to_bytes(np.array(image), stated))
+    elif deep and image.format == "PNG":
+        made = _png_colours(image, _stated_range(image))
+    elif deep:
+        if np.array(image).max() < 64:
+            raise ValueError("its 16-bit colours are of fewer bits, or very dark: save 8 bits")
+        return image
+    else:
+        return image
+    made.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
+    return made
+
+
+def _png_colours(image: Image.Image, stated: int | None) -> Image.Image:
+    import tensorflow as tf
+
+    image.fp.seek(0)
+    try:
+        values = tf.io.decode_png(image.fp.read(), dtype=tf.uint16).numpy()  # (H, W, 2 to 4)
+    except tf.errors.OpError as error:
+        raise ValueError("its pixels are broken") from error
+    alpha = values.shape[2] % 2 == 0  # the last channel, always of the full range
+    parts = [to_bytes(values[..., :-1] if alpha else values, stated)]
+    if alpha:
+        parts.append(to_bytes(values[..., -1:], RANGES[-1]))
+    return Image.fromarray(np.concatenate(parts, axis=2))
+
+
+def _stated_range(image: Image.Image) -> int | None:
+    """The largest value that a pixel can have, where a TIFF or a PNG says so."""
+    if getattr(image, "tile", None) and image.format == "TIFF":
+        bits, largest = (np.ravel(image.tag_v2.get(tag, 0)).max() for tag in (258, 281))
+        return int(largest) or (2 ** int(bits) - 1 if bits < 16 else None)
+    if getattr(image, "tile", None) and image.format == "PNG":
+        place, bits = image.fp.tell(), 0
+        image.fp.seek(8)
+        while len(header := image.fp.read(8)) == 8 and header[4:] != b"IDAT":
+            content = image.fp.read(int.from_bytes(header[:4]))
+            bits = max(content, default=0) if header[4:] == b"sBIT" else bits
+            image.fp.seek(4, 1)  # the checksum
+        image.fp.seek(place)
+        return 2**bits - 1 if 8 < bits < 16 else None
+    return None
 
 
 def list_images(folder: str | Path) -> list[Path]:

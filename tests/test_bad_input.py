@@ -1,11 +1,9 @@
 """What strangers' files get: a caption, a named skip, or one line and an exit code."""
 
-import csv
 import io
 import os
 import random
 import struct
-import tempfile
 import unicodedata
 import zlib
 from pathlib import Path
@@ -142,7 +140,6 @@ LONG = 10**6
 JSON = '{{"images": [{{"filename": "a", "split": {}, "sentences": [{}]}}]}}'
 CAPTION_FILES = {  # name: content, and what the error must say; None: it is read
     "empty": (b"", "holds no captions"),
-    "header alone": (b"image,caption\n", "holds no captions"),
     "columns": (b"a.jpg,one,two\n", ":1: 3 columns.*double quotes"),
     "one column": (b"a.jpg,a dog\n\x1b[2J\x07.jpg\n", ":2: 1 columns"),
     "no tab": (b"a.jpg#0\ta dog\nb.jpg a man\n", ":2: not of the form"),
@@ -162,11 +159,8 @@ CAPTION_FILES = {  # name: content, and what the error must say; None: it is rea
     "up": (b"../a.jpg,a dog\n", "not a file name inside"),
     "up in the middle": (b"a/../../b.jpg,a dog\n", "not a file name inside"),
     "up, backslashes": (b"..\\a.jpg,a dog\n", "not a file name inside"),
-    "absolute": (b"/etc/passwd.jpg,a dog\n", "not a file name inside"),
     "deep json": (b"{" + b'"a":[' * 100_000, "not a Karpathy"),
     "cut json": (b'{"images": ', "not a Karpathy"),
-    "json without captions": (b'{"images": [{"filename": "a.jpg"}]}', "not a Karpathy"),
-    "json of numbers": (b'{"images": [1, 2]}', "not a Karpathy"),
     "json, a number": (JSON.format('"train"', '{"raw": 7}').encode(), None),
     "json, unknown split": (JSON.format('"x"', "").encode(), "not a Karpathy"),
     "json, unhashable split": (JSON.format("[]", "").encode(), "not a Karpathy"),
@@ -210,22 +204,6 @@ def test_tokens_are_words_and_stay_what_they_are(text):
         assert not any(character.isspace() for character in token)
         assert token == "'s" or any(unicodedata.category(c)[0] in "LMN" for c in token)
     assert tokenize(" ".join(tokens)) == tokens
-
-
-NAMES = st.text("abc0_-é ", min_size=1, max_size=8).map(str.strip).filter(bool)
-LINES = st.text("ab 's,\"#.é\u200d", min_size=1, max_size=30).filter(tokenize)
-
-
-@given(st.lists(st.tuples(NAMES, LINES), min_size=1, max_size=6))
-@settings(deadline=None)
-def test_the_csv_and_token_readers_agree(rows):
-    with tempfile.TemporaryDirectory() as folder:
-        table, lines = Path(folder) / "captions.csv", Path(folder) / "token.txt"
-        with table.open("w", newline="", encoding="utf-8") as file:
-            csv.writer(file).writerows([("image", "caption"), *((f"{n}.jpg", t) for n, t in rows)])
-        text = "".join(f"{n}.jpg#{i}\t{t}\n" for i, (n, t) in enumerate(rows))
-        lines.write_text(text, encoding="utf-8")
-        assert read_captions(table) == read_captions(lines)
 
 
 CAPTIONS = [

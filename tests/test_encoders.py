@@ -1,18 +1,20 @@
 """Images to pixels to features."""
 
 import urllib.request
+import zlib
 
 import h5py
 import joblib
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import ROOT, run_here
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from captioning.encoders import VGG16_FILE, Encoder
-from captioning.images import IMAGE_SIZE, image_to_pixels, load_image
+from captioning.images import IMAGE_SIZE, array_to_pixels, image_to_pixels, load_image
 
 # -- pixels ----------------------------------------------------------------------------------------
 
@@ -65,6 +67,51 @@ def test_reduction_is_antialiased():
 )
 def test_any_mode_becomes_rgb(mode, colour, expected):
     assert (image_to_pixels(Image.new(mode, (9, 9), colour)) == expected).all()
+
+
+GREY = np.linspace(20, 220, 40 * 40).reshape(40, 40)  # of 8 bits
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_deep_pixels_are_scaled_by_their_range(bits, tmp_path):
+    """In files and arrays of 16 and 32 bits, grey and in colours: not black, not clipped."""
+    values = np.round(GREY * (2**bits - 1) / 255).astype(np.uint16)
+    colours = np.stack([values] * 3, axis=-1)
+    for name, array in (("grey.png", values[..., None]), ("colours.png", colours)):
+        (tmp_path / name).write_bytes(tf.io.encode_png(array).numpy())
+    Image.fromarray(values.astype(np.int32)).save(tmp_path / "grey.tif")
+    read = [load_image(path) for path in tmp_path.iterdir()]
+    read += [array_to_pixels(values), array_to_pixels(colours.astype(np.int64))]
+    for pixels in read:
+        assert pixels.mean() == pytest.approx(GREY.mean(), abs=1)
+
+
+def test_floats_from_0_to_1_are_not_black(tmp_path):
+    values = (GREY / 255).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "x.tif")
+    for pixels in (load_image(tmp_path / "x.tif"), array_to_pixels(values[..., None])):
+        assert pixels.mean() == pytest.approx(GREY.mean(), abs=1)
+    values[0, 0] = np.inf
+    assert array_to_pixels(values).mean() == pytest.approx(GREY.mean(), abs=1)
+
+
+def test_a_stated_range_goes_before_the_usual_one(tmp_path):
+    """A dark photo of 12 bits stays dark."""
+    dark = np.round(GREY / 8 * 4095 / 255).astype(np.uint16)
+    content = tf.io.encode_png(dark[..., None]).numpy()
+    chunk = b"sBIT\x0c"
+    chunk = b"\0\0\0\x01" + chunk + zlib.crc32(chunk).to_bytes(4)
+    (tmp_path / "x.png").write_bytes(content[:33] + chunk + content[33:])  # after the header
+    Image.fromarray(dark.astype(np.int32)).save(tmp_path / "x.tif", tiffinfo={281: 4095})
+    for name in ("x.png", "x.tif"):
+        assert load_image(tmp_path / name).mean() == pytest.approx(GREY.mean() / 8, abs=1), name
+
+
+def test_the_caller_s_own_photo_stays_as_it_was(tmp_path):
+    Image.new("RGB", (2400, 1800)).save(tmp_path / "x.jpg")
+    image = Image.open(tmp_path / "x.jpg")
+    image_to_pixels(image)
+    assert image.size == (2400, 1800)
 
 
 def test_a_large_jpeg_is_decoded_small(tmp_path):

@@ -111,6 +111,7 @@ CRAFTED = {
     "words without end": (array(VOCABULARY, 10**8, "S1000"), NOT_PLAIN),
     "words of any length": (array(VOCABULARY, data=WORDS, dtype=h5py.string_dtype()), NOT_PLAIN),
     "words that are numbers": (array(VOCABULARY, data=np.arange(44)), "not strings"),
+    "no special words": (array(VOCABULARY, data=np.array([*WORDS[1:], "x"], "S")), "begin with"),
     "a word twice": (array(VOCABULARY, data=TWICE), "a word twice"),
     "words not in UTF-8": (array(VOCABULARY, data=np.array([b"\xff"] * 44)), "is not a captioner"),
 }
