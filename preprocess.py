@@ -11,8 +11,8 @@ Writes  OUTPUT_DIR/features.pkl and OUTPUT_DIR/captions.pkl (data/README.md: eve
 A stopped run continues where it was when the same command is given again."""
 
 import argparse
-import contextlib
 import hashlib
+import json
 import unicodedata
 from collections import defaultdict
 from itertools import chain
@@ -30,9 +30,16 @@ from captioning.captions import (
     read_split_lists,
 )
 from captioning.encoders import ENCODERS, KINDS, Encoder
-from captioning.features import extract_features, load_features, remove_shards, shard_files
+from captioning.features import (
+    extract_features,
+    hash_files,
+    load_features,
+    merge,
+    remove_shards,
+    shard_files,
+)
 from captioning.files import InputError, is_file, one_line, save_pickle, sha256
-from captioning.images import list_images
+from captioning.images import READING, list_images
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -186,33 +193,62 @@ def did_you_mean(names: list[str], images_dir: Path) -> list[str]:
 
 
 def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, bool]:
-    """The content of features.pkl, and whether it is new: no image has changed, or extracted."""
+    """The content of features.pkl, and whether it is new.
+
+    Images whose bytes features.pkl knows are not encoded again. Those that could not be read are
+    tried again each time: a network drive may be back.
+    """
     if args.weights == "random":
         cli.log("WARNING: --weights random is for tests: such features are meaningless.")
     cli.load_tensorflow()
     encoder = Encoder(args.encoder, args.weights, args.features)
     paths = [images_dir / image_id for image_id in image_ids]
-    files = shard_files(encoder, paths, args.output_dir / "shards")
-    fingerprint = hashlib.sha256(" ".join(file.name for file in files).encode()).hexdigest()
-    with contextlib.suppress(InputError):  # there is none, or a broken one: it will be replaced
-        old = load_features(args.output_dir)
-        if old["fingerprint"] == fingerprint:
-            count = len(old["image_ids"])
-            cli.log(f"features.pkl is up to date: the {count} images are unchanged.")
-            return old, False
-    array, errors = extract_features(encoder, paths, files, args.batch_size, args.n_jobs, args.dask)
-    unreadable = {i: error for i, error in zip(image_ids, errors, strict=True) if error}
+    hashes, work_dir = hash_files(paths), args.output_dir / "shards"
+    old = old_features(args.output_dir, encoder)
+    known = {content: row for row, content in enumerate(old["files"])} if old else {}
+    todo = [n for n, content in enumerate(hashes) if content not in known]
+    array, errors = None, []
+    if todo:
+        files = shard_files(encoder, [hashes[n] for n in todo], work_dir)
+        wanted = [paths[n] for n in todo]
+        array, errors = extract_features(
+            encoder, wanted, files, args.batch_size, args.n_jobs, args.dask
+        )
+    unreadable = {image_ids[n]: error for n, error in zip(todo, errors, strict=True) if error}
     for error in unreadable.values():
         cli.log(f"skipped: {error}")
-    return {
-        "features": array,
-        "image_ids": [i for i in image_ids if i not in unreadable],
+    readable = [n for n, image_id in enumerate(image_ids) if image_id not in unreadable]
+    content = {
+        "image_ids": [image_ids[n] for n in readable],
         "kind": encoder.kind,
         "encoder": encoder.name,
         "weights_hash": encoder.weights_hash,
-        "fingerprint": fingerprint,
+        "reading": READING,
+        "files": [hashes[n] for n in readable],
         "unreadable": unreadable,
-    }, True
+    }
+    parts = json.dumps(content | {"unreadable": sorted(unreadable)})  # errors hold paths
+    fingerprint = hashlib.sha256(parts.encode()).hexdigest()
+    if old and old["fingerprint"] == fingerprint:
+        cli.log(f"features.pkl is up to date: the {len(readable)} images are unchanged.")
+        return old, False
+    if old:
+        new = iter(range(len(readable)))  # the rows of what was extracted, in the same order
+        rows = [(0, known[hashes[n]]) if hashes[n] in known else (1, next(new)) for n in readable]
+        arrays = [old["features"]] if array is None else [old["features"], array]
+        array = merge(work_dir / "merged.npy", arrays, rows)
+    return content | {"features": array, "fingerprint": fingerprint}, True
+
+
+def old_features(folder: Path, encoder: Encoder) -> dict | None:
+    """The content of features.pkl, if it is there, whole, and of this encoder."""
+    try:
+        old = load_features(folder)
+    except InputError:
+        return None
+    made_by = (encoder.name, encoder.weights_hash, encoder.kind, READING)
+    same = tuple(old[n] for n in ("encoder", "weights_hash", "kind", "reading")) == made_by
+    return old if same else None
 
 
 def text_of(args, captions: dict[str, list[str]], splits: dict[str, list[str]]) -> dict:

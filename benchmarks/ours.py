@@ -62,7 +62,7 @@ def caption(folder: Path) -> None:
 def extract(folder: Path, name: str) -> None:
     """Images per second: from files to features, and the bare network, turn by turn."""
     from captioning.encoders import Encoder
-    from captioning.features import extract_features, shard_files
+    from captioning.features import extract_features, hash_files, shard_files
     from captioning.images import load_image
 
     encoder = Encoder(name, "random" if name == "vgg16" else "imagenet")
@@ -72,7 +72,8 @@ def extract(folder: Path, name: str) -> None:
 
     def from_files():
         with tempfile.TemporaryDirectory(dir=folder) as shards:
-            extract_features(encoder, paths, shard_files(encoder, paths, Path(shards)), PASS)
+            files = shard_files(encoder, hash_files(paths), Path(shards))
+            extract_features(encoder, paths, files, PASS)
 
     def bare():
         for start in range(0, len(pixels), PASS):

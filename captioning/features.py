@@ -1,7 +1,7 @@
 """Features of many images, in shards that survive a stopped run.
 
 A shard is a few hundred images, written as one file named by everything its content depends on:
-encoder, weights, images and their times. What a stopped run finished is found again by that name.
+encoder, weights, the bytes of the images. What a stopped run finished is found again by that name.
 A batch never crosses shards, so it does not matter which process or machine makes a shard.
 """
 
@@ -19,22 +19,34 @@ import numpy as np
 
 from captioning import cli
 from captioning.encoders import Encoder
-from captioning.files import ROOT, InputError, atomic_path, load_pickle, one_line
-from captioning.images import try_load_image
+from captioning.files import ROOT, InputError, atomic_path, load_pickle, one_line, sha256
+from captioning.images import READING, try_load_image
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
 CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
 
 
-def shard_files(encoder: Encoder, paths: list[Path], work_dir: Path) -> list[Path]:
-    """The file of each shard of `SHARD_SIZE` paths; those missing are still to be done."""
+def hash_files(paths: list[Path]) -> list[str]:
+    """The SHA-256 of each file; of one that cannot be read its name, which is no hash."""
+
+    def content(path: Path) -> str:
+        try:
+            return sha256(path)
+        except OSError:
+            return f"unread {path}"
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(content, paths))
+
+
+def shard_files(encoder: Encoder, hashes: list[str], work_dir: Path) -> list[Path]:
+    """The file of each shard of `SHARD_SIZE` images, by the hashes of theirs."""
+    made_by = (encoder.name, encoder.weights_hash, encoder.kind, str(READING))
     files = []
-    for start in range(0, len(paths), SHARD_SIZE):
-        digest = hashlib.sha256(f"{encoder.name} {encoder.weights_hash} {encoder.kind}".encode())
-        for path in paths[start : start + SHARD_SIZE]:
-            state = path.stat()
-            digest.update(f"\0{path.name}\0{state.st_size} {state.st_mtime_ns}".encode())
-        files.append(work_dir / f"{digest.hexdigest()}.npz")
+    for start in range(0, len(hashes), SHARD_SIZE):
+        parts = "\0".join([*made_by, *hashes[start : start + SHARD_SIZE]])
+        digest = hashlib.sha256(parts.encode(errors="surrogateescape")).hexdigest()
+        files.append(work_dir / f"{digest}.npz")
     return files
 
 
@@ -57,7 +69,7 @@ def extract_features(
     missing = {
         file: paths[number * SHARD_SIZE : (number + 1) * SHARD_SIZE]
         for number, file in enumerate(files)
-        if not file.is_file()
+        if not _is_done(file, paths[number * SHARD_SIZE : (number + 1) * SHARD_SIZE])
     }
     with cli.progress(len(paths), "image", encoder.name) as bar:
         bar.initial = len(paths) - sum(map(len, missing.values()))  # not part of this run's rate
@@ -92,9 +104,29 @@ def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, list[
     return np.load(target, mmap_mode="r"), errors
 
 
+def _is_done(file: Path, paths: list[Path]) -> bool:
+    """Whether a shard is there, and whatever could not be read for it still cannot."""
+    if not file.is_file():
+        return False
+    errors = _read_shard(file, "errors")
+    return not any(e and not try_load_image(p)[1] for e, p in zip(errors, paths, strict=True))
+
+
+def merge(target: Path, parts: list[np.ndarray], rows: list[tuple[int, int]]) -> np.ndarray:
+    """An array, mapped from `target`, of rows that are named by a part and a place in it."""
+    header = {"shape": (len(rows), *parts[0].shape[1:]), "fortran_order": False}
+    header["descr"] = parts[0].dtype.str
+    with atomic_path(target) as path, path.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, header)
+        for part, row in rows:
+            out.write(np.ascontiguousarray(parts[part][row]).data)
+    return np.load(target, mmap_mode="r")
+
+
 def remove_shards(folder: Path) -> None:
     """Remove what `extract_features` wrote, and the folder where nothing else is in it."""
-    for path in [*folder.glob("[0-9a-f]" * 64 + ".npz"), folder / "features.npy"]:
+    arrays = [folder / "features.npy", folder / "merged.npy"]
+    for path in [*folder.glob("[0-9a-f]" * 64 + ".npz"), *arrays]:
         path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):
         folder.rmdir()
@@ -205,6 +237,7 @@ def load_features(folder: Path) -> dict:
     path = folder / "features.pkl"
     texts = dict.fromkeys(("kind", "encoder", "weights_hash", "fingerprint"), str)
     fields = {"features": np.ndarray, "image_ids": list, "unreadable": dict}
+    fields |= {"files": list, "reading": int}
     content = load_pickle(path, fields | texts)
     array, image_ids = content["features"], content["image_ids"]
     if {2: np.float32, 3: np.float16}.get(array.ndim) != array.dtype:  # a vector, or a grid's cells

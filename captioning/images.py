@@ -11,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from captioning.files import InputError, is_file, one_line
 
+READING = 2  # counts how photos have been read; features of photos read otherwise are made anew
 IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what else Pillow opens may start programs

@@ -2,9 +2,9 @@
 
 import csv
 import json
+import os
 import shutil
 from collections import Counter
-from pathlib import Path
 
 import joblib
 import numpy as np
@@ -12,9 +12,10 @@ import pytest
 from helpers import colours_of, run_here, shows
 from PIL import Image
 
+from captioning import features
 from captioning.captions import SPLITS, read_captions, read_split_lists
 from captioning.encoders import Encoder
-from captioning.features import extract_features, shard_files
+from captioning.features import extract_features, hash_files, shard_files
 from captioning.images import load_image
 from data.sample import COLOURS, SHAPES, write_sample
 
@@ -128,13 +129,69 @@ def test_without_lists_a_seeded_split_and_without_dev_a_training(dataset, tmp_pa
 def test_finished_shards_are_not_redone_and_those_of_changed_files_are(dataset, tmp_path):
     encoder = Encoder("efficientnet_lite0", "random")
     paths = sorted((dataset / "Images").iterdir())
-    files = shard_files(encoder, paths, tmp_path / "shards")
+    files = shard_files(encoder, hash_files(paths), tmp_path / "shards")
     before = np.array(extract_features(encoder, paths, files, batch_size=5)[0])
     encoder.encode = None  # anything that is encoded now fails
     again, _ = extract_features(encoder, paths, files, batch_size=5)
     np.testing.assert_array_equal(again, before)
-    Path(paths[3]).write_bytes(paths[4].read_bytes())
-    assert shard_files(encoder, paths, tmp_path / "shards") != files
+    state = paths[3].stat()
+    paths[3].write_bytes(paths[3].read_bytes()[:-1] + b"?")
+    os.utime(paths[3], ns=(state.st_atime_ns, state.st_mtime_ns))  # as old and as large as before
+    assert shard_files(encoder, hash_files(paths), tmp_path / "shards") != files
+
+
+def features_by_id(dataset) -> dict[str, bytes]:
+    content = joblib.load(dataset.parent / "data" / "features.pkl")
+    return {
+        i: row.tobytes() for i, row in zip(content["image_ids"], content["features"], strict=True)
+    }
+
+
+def test_photos_keep_their_features_when_folders_are_renamed(dataset, monkeypatch):
+    """Also where names, sizes and times are those of other photos."""
+    images, text = dataset / "Images", (dataset / "captions.txt").read_text()
+    names = sorted(path.name for path in images.iterdir())
+    for path in dataset.glob("*Images.txt"):
+        path.unlink()
+    for folder, chosen in (("a", names[::2]), ("b", names[1::2])):
+        (images / folder).mkdir()
+        for number, name in enumerate(chosen):
+            (images / name).rename(images / folder / f"{number}.jpg")
+            text = text.replace(name, f"{folder}/{number}.jpg")
+    (dataset / "captions.txt").write_text(text)
+    preprocess(dataset)
+    before = features_by_id(dataset)
+    (images / "a").rename(images / "0")
+    (images / "b").rename(images / "a")
+    text = text.replace("a/", "0/").replace("b/", "a/")
+    (dataset / "captions.txt").write_text(text)
+    monkeypatch.setattr(Encoder, "encode", None)  # nothing is encoded again
+    preprocess(dataset)
+    moved = {i.replace("a/", "0/").replace("b/", "a/"): row for i, row in before.items()}
+    assert features_by_id(dataset) == moved
+    assert "up to date: the 12 images" in preprocess(dataset).stderr
+
+
+def test_what_could_not_be_read_is_named_and_tried_again(dataset, monkeypatch):
+    broken = dataset / "Images" / "scene_0005.jpg"
+    content = broken.read_bytes()
+    load = features.try_load_image
+    with monkeypatch.context() as patch:  # a network drive, say: the file is as it was
+        wrong = f"{broken}: no memory"
+        patch.setattr(
+            features, "try_load_image", lambda p: (None, wrong) if p == broken else load(p)
+        )
+        for _ in range(2):
+            assert f"skipped: {wrong}" in preprocess(dataset).stderr
+    assert broken.name not in features_by_id(dataset)
+    preprocess(dataset)
+    assert broken.name in features_by_id(dataset)
+    broken.write_bytes(b"no photo")
+    for _ in range(2):
+        assert f"skipped: {broken}: not a readable image" in preprocess(dataset).stderr
+    broken.write_bytes(content)
+    preprocess(dataset)
+    assert broken.name in features_by_id(dataset)
 
 
 def test_a_folder_of_the_user_s_is_not_removed_with_the_shards(dataset):
