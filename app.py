@@ -19,6 +19,7 @@ import threading
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from captioning import cli
 from captioning.captions import LENGTH_PENALTY
@@ -119,7 +120,8 @@ def build_page(captioner):
     """The page's parts and what they do, as a `gradio.Blocks`."""
     import gradio as gr
 
-    blank = describe(captioner, np.zeros((224, 224, 3), np.uint8), 1, 1)
+    side = captioner.config.photo_size
+    blank = describe(captioner, np.zeros((side, side, 3), np.uint8), 1, 1)
     has_attention = "attention" in blank["words"][0]
 
     def read(photo: dict, *sizes: float) -> tuple:
@@ -132,7 +134,7 @@ def build_page(captioner):
             message = f"Beam size and captions go from 1 to {MAX_BEAM}."
             raise gr.Error(message, print_exception=False)
         try:
-            return load_image(path), *map(int, sizes)
+            return load_image(path, side), *map(int, sizes)
         except InputError as error:
             reason = str(error).removeprefix(f"{one_line(path)}: ")  # where it lies here
             message = html.escape(f"This file cannot be captioned: {reason}.")
@@ -176,7 +178,7 @@ def build_page(captioner):
 
 
 def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -> dict:
-    """Captions and words of one photo, (224, 224, 3) uint8, with probabilities, for JSON."""
+    """Captions and words of one photo, (S, S, 3) uint8, with probabilities, for JSON."""
     features = captioner.encoder.encode(pixels[None])  # (1, *features_shape)
     beam = captioner.decode(features, beam_size)[0][:num_captions]
     words, probabilities, weights = captioner.explain(features, beam[0][0])
@@ -214,8 +216,9 @@ def looks(description: dict, pixels: np.ndarray) -> list[tuple[np.ndarray, str]]
     for entry in description["words"]:
         if "attention" in entry:
             weights = np.array(entry["attention"])  # (7, 7)
-            cell = np.ones([size // len(weights) for size in pixels.shape[:2]])
-            light = np.kron(weights / weights.max(), cell)[..., None]  # (224, 224, 1)
+            cells = Image.fromarray((weights / weights.max()).astype(np.float32))
+            light = cells.resize(pixels.shape[:2], Image.Resampling.NEAREST)
+            light = np.asarray(light)[..., None]  # (S, S, 1)
             pictures.append(((pixels * (0.15 + 0.85 * light)).astype(np.uint8), entry["word"]))
     return pictures
 

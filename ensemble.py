@@ -9,6 +9,8 @@ Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half t
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import numpy as np
+
 from captioning import cli
 from captioning.files import InputError
 
@@ -61,7 +63,9 @@ def ensemble(captioners: list):
     decoder = build_decoder(config)
     for member, captioner in zip(decoder.members, captioners, strict=True):
         member.copy_pretrained(captioner.decoder)
-    return Captioner(decoder, first.vocabulary, config)
+    known = [c.photos for c in captioners if c.photos is not None]
+    photos = np.unique(np.concatenate(known)) if len(known) == len(captioners) else None
+    return Captioner(decoder, first.vocabulary, config, photos=photos)
 
 
 if __name__ == "__main__":

@@ -45,14 +45,15 @@ def main() -> None:
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--split", choices=SPLITS, default="dev", help="which images to caption")
     cli.add_decoding_options(parser)
+    why = "leave out photos that the model was trained on: on these its scores are too high"
+    add("--exclude_trained", action="store_true", help=why)
     add("--output_dir", type=Path, default="results", help="where the results go")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the gallery")
     add("--seed", type=cli.seed, default=0, help="of which other image's features are given")
     args = parser.parse_args()
     model_path = args.model_path or cli.default_model()
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
-    image_ids = text["splits"][args.split]
-    if not image_ids:
+    if not text["splits"][args.split]:
         raise InputError(f"the {args.split} split is empty: choose another with --split.")
 
     cli.load_tensorflow()
@@ -63,21 +64,28 @@ def main() -> None:
     captioner = Captioner.load(model_path)
     captioner.check_features(features)
     pairs = caption_rows(args.split, text, features)
+    seen = trained_on(captioner, features, pairs)
+    if args.exclude_trained:
+        pairs = [(row, caption) for row, caption in pairs if row not in seen]
     rows = list(dict.fromkeys(row for row, _ in pairs))  # one per image, in the split's order
-    images = features["features"][rows]  # (N, …)
+    if not rows:
+        raise InputError("the model was trained on all of these photos: nothing is left.")
+    image_ids, images = [features["image_ids"][row] for row in rows], features["features"][rows]
     captioner.caption_features(images, args.beam_size, args.length_penalty)  # traced here
     started = time.perf_counter()
     decoded = captioner.caption_features(images, args.beam_size, args.length_penalty)
     seconds = time.perf_counter() - started
     captions = dict(zip(image_ids, decoded, strict=True))
 
-    scorer = Scorer()
-    references = {i: text["captions"][i] for i in image_ids}
-    training = {i: text["captions"][i] for i in text["splits"]["train"]}
+    scorer, human = Scorer(), text["captions"]
+    references = {i: human[i] for i in image_ids}
+    training = {i: human[i] for i in text["splits"]["train"]}
     results, each = score_rows(scorer, captions, references, training, args.seed)
     batches = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
     results["model"]["loss_per_token"] = loss_per_token(captioner.decoder.network, batches)
+    results["protocol"]["notes"] += trained_notes(captioner, seen, args.exclude_trained)
     results["protocol"] |= {
+        "trained_on": None if captioner.photos is None else len(seen),
         "split": args.split,
         "decoding": {"beam_size": args.beam_size, "length_penalty": args.length_penalty},
         "decoding_seconds": round(seconds, 3),
@@ -87,12 +95,6 @@ def main() -> None:
     }
     write_results(args.output_dir, captions, results)
     print_table(results)
-    for note in results["protocol"]["notes"]:
-        cli.log(f"note: {note}")
-    if scorer.without_meteor:
-        cli.log(f"no METEOR: {scorer.without_meteor}; the other scores stand.")
-    if args.split == "dev":
-        print("dev chose the epoch and the options: the final figure is --split test")
     draw_gallery(args, captions, references, each)
 
 
@@ -124,15 +126,17 @@ def score_rows(scorer, captions, references, training, seed: int) -> tuple[dict,
         "tokenizer": "captions.tokenize, for candidates and references; no start, no end",
         "constant_caption": constant,
         "human": "the first caption of each image against its others",
-        "notes": notes(len(image_ids), len(rest)),
+        "notes": notes(len(image_ids), len(rest), scorer.without_meteor),
         "seed": seed,
     }
     return rows, each
 
 
-def notes(images: int, several: int) -> list[str]:
+def notes(images: int, several: int, without_meteor: str) -> list[str]:
     """Where scores say little: of few images, `several` of which have more than one reference."""
     found = []
+    if without_meteor:
+        found.append(f"no METEOR: {without_meteor}; the other scores stand.")
     if images < FEW_IMAGES:
         found.append(f"{images} images are few: CIDEr weighs words by them, and scores are chance.")
     if several < images:
@@ -141,6 +145,24 @@ def notes(images: int, several: int) -> list[str]:
             f"with several, and the human rows are of the {several} others."
         )
     return found
+
+
+def trained_on(captioner, features: dict, pairs: list) -> set[int]:
+    """The rows among (row, caption) pairs whose photos the captioner was trained on."""
+    if captioner.photos is None:
+        return set()
+    rows = np.unique([row for row, _ in pairs])
+    return set(rows[np.isin(features["photos"][rows], captioner.photos)].tolist())
+
+
+def trained_notes(captioner, seen: set[int], excluded: bool) -> list[str]:
+    """What to know of photos that were trained on, and scored or left out."""
+    if captioner.photos is None:
+        return ["training photos not recorded: some of these images may be among them."]
+    if not seen:
+        return []
+    what = "left out" if excluded else "scores are too high. Leave them out: --exclude_trained"
+    return [f"{len(seen)} of these images are in the model's training set: {what}."]
 
 
 def statistics(captions: dict[str, str], training: dict[str, list[str]]) -> dict[str, float]:
@@ -174,6 +196,10 @@ def print_table(results: dict[str, dict]) -> None:
     for row in rows:
         print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
     print(SUMMARY.format_map(model | protocol | protocol["decoding"]))
+    for note in protocol["notes"]:
+        cli.log(f"note: {note}")
+    if protocol["split"] == "dev":
+        print("dev chose the epoch and the options: the final figure is --split test")
 
 
 def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -> None:

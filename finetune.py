@@ -42,7 +42,7 @@ def main() -> None:
 
     cli.load_tensorflow()
     from captioning.batches import caption_rows
-    from captioning.training import Options, dev_examples
+    from captioning.training import Options, dev_examples, trained_photos
     from model import Captioner
 
     start = Captioner.load(args.model)
@@ -54,6 +54,7 @@ def main() -> None:
     options = Options.from_arguments(args)
     record = options.record(args.batch_size, features, text) | {"start": start.config.training}
     captioner = prepare_for_scst(start, record)
+    captioner.photos = trained_photos(caption_rows("train", text, features), features, start)
     image_ids, captions = features["image_ids"], text["captions"]
     train, dev = (
         {row: captions[image_ids[row]] for row, _ in caption_rows(split, text, features)}

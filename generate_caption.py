@@ -13,6 +13,7 @@ import argparse
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +143,12 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
     from model import Captioner
 
     captioner = Captioner.load(args.model_path, args.weights)
+    load = partial(try_load_image, size=captioner.config.photo_size)
     with ThreadPoolExecutor() as pool, cli.progress(len(photos), "image") as bar:
         for start in range(0, len(photos), args.batch_size):
             chunk = photos[start : start + args.batch_size]
-            batch = {}  # photo -> pixels (224, 224, 3)
-            for photo, (pixels, error) in zip(chunk, pool.map(try_load_image, chunk), strict=True):
+            batch = {}  # photo -> pixels (S, S, 3)
+            for photo, (pixels, error) in zip(chunk, pool.map(load, chunk), strict=True):
                 if error:
                     cli.log(f"skipped: {error}")
                 else:

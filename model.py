@@ -65,7 +65,12 @@ class MergeDecoder(LSTMDecoder):
 # What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
 DECODERS = {"merge": MergeDecoder, "attention": AttentionDecoder}
 # Upper bounds for the sizes read from a file: beyond them is a mistake or an attack.
-LIMITS = {"feature_size": 2**20, "vocabulary_size": 2**20, "max_length": MAX_CAPTION_WORDS}
+LIMITS = {
+    "photo_size": 2**10,
+    "feature_size": 2**20,
+    "vocabulary_size": 2**20,
+    "max_length": MAX_CAPTION_WORDS,
+}
 LIMITS |= {"embedding_size": 2**14, "units": 2**14, "merge_units": 2**14, "members": 2**4}
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
@@ -83,6 +88,7 @@ class CaptionerConfig:
     encoder: str  # which CNN made the features
     weights_hash: str  # of that CNN, as `Encoder.weights_hash`
     features: str = "pooled"  # their kind, as `Encoder.kind`
+    photo_size: int = 224  # pixels, the side that photos are reduced to, as `Encoder.photo_size`
     embedding_size: int = 256
     units: int = 256  # of the LSTM
     merge_units: int = 256  # of the layers where image and words are added
@@ -138,10 +144,12 @@ class Captioner:
     vocabulary: Vocabulary
     config: CaptionerConfig
     encoder_weights: str = "imagenet"  # as in `Encoder`
+    photos: np.ndarray | None = None  # hashes of the training photos' pixels, uint64; None: unknown
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
-        write_model(path, self.decoder.network, self.vocabulary.words, asdict(self.config), half)
+        words, config = self.vocabulary.words, asdict(self.config)
+        write_model(path, self.decoder.network, words, config, self.photos, half)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
@@ -151,7 +159,7 @@ class Captioner:
         or is no captioner.
         """
         with open_model(path) as file:
-            words, description = read_description(file)
+            words, description, photos = read_description(file)
             config = CaptionerConfig(**description)
             vocabulary = Vocabulary(words)
             if len(vocabulary) != config.vocabulary_size:
@@ -163,7 +171,7 @@ class Captioner:
         decoder = build_decoder(config)
         with open_model(path) as file:
             read_arrays(file, decoder.network)
-        return cls(decoder, vocabulary, config, weights)
+        return cls(decoder, vocabulary, config, weights, photos)
 
     def check_features(self, features: dict) -> None:
         """Make sure that the content of features.pkl is what the captioner was trained on.
@@ -177,6 +185,12 @@ class Captioner:
                 f"the features are {features['kind']} {shape} for each image, but the captioner "
                 f"takes {config.features} {config.features_shape}. Run preprocess.py with "
                 f"--encoder {config.encoder} --features {config.features}."
+            )
+        if features["photo_size"] != config.photo_size:
+            raise InputError(
+                f"the features are of photos reduced to {features['photo_size']} pixels, those "
+                f"that the captioner learnt from to {config.photo_size}. Run preprocess.py with "
+                f"--photo_size {config.photo_size}."
             )
         encoder, weights_hash = features["encoder"], features["weights_hash"]
         if (encoder, weights_hash) != (config.encoder, config.weights_hash):
@@ -192,7 +206,8 @@ class Captioner:
 
         Raises InputError if its weights cannot be loaded, or are not those used in training.
         """
-        encoder = Encoder(self.config.encoder, self.encoder_weights, self.config.features)
+        config = self.config
+        encoder = Encoder(config.encoder, self.encoder_weights, config.features, config.photo_size)
         if encoder.weights_hash != self.config.weights_hash:
             raise InputError(
                 f"the {encoder.name} weights ({self.encoder_weights}) are not those the "
@@ -201,11 +216,12 @@ class Captioner:
         return encoder
 
     def caption(self, image, beam_size: int = 1) -> str:
-        """Caption one image: a path, a PIL image, or (224, 224, 3) uint8 pixels."""
+        """Caption one image: a path, a PIL image, or an array (H, W[, 1, 3 or 4])."""
         if isinstance(image, str | Path):
-            pixels = load_image(image)
+            pixels = load_image(image, self.config.photo_size)
         else:
-            pixels = (array_to_pixels if isinstance(image, np.ndarray) else image_to_pixels)(image)
+            read = array_to_pixels if isinstance(image, np.ndarray) else image_to_pixels
+            pixels = read(image, self.config.photo_size)
         return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
 
     def caption_features(

@@ -18,6 +18,8 @@ from collections import defaultdict
 from itertools import chain
 from pathlib import Path, PurePosixPath
 
+import numpy as np
+
 from captioning import cli
 from captioning.captions import (
     CAPTION_FILES,
@@ -39,7 +41,7 @@ from captioning.features import (
     shard_files,
 )
 from captioning.files import InputError, is_file, one_line, save_pickle, sha256
-from captioning.images import READING, list_images
+from captioning.images import READING, list_images, typical_side
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -55,6 +57,9 @@ def parse_arguments() -> argparse.Namespace:
     why = "pooled: one vector; layers: of more layers, for better captions; grid: for attention"
     add("--features", choices=KINDS, default="pooled", help=why)
     cli.add_weights_option(parser)
+    why = "reduce photos to N × N first, as those of a captioner to start from were (default: the "
+    why += "size that the CNN sees, or the photos' own where that is smaller)"
+    add("--photo_size", type=count, metavar="N", help=why)
     why = "words seen less often in training become <unk>: too rare to learn"
     add("--min_word_count", type=count, default=3, metavar="N", help=why)
     add("--captions_per_image", type=count, metavar="N", help="only the last N of each image")
@@ -203,15 +208,17 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
     cli.load_tensorflow()
     encoder = Encoder(args.encoder, args.weights, args.features)
     paths = [images_dir / image_id for image_id in image_ids]
+    side = args.photo_size or typical_side(paths) or encoder.image_size
+    encoder.photo_size = min(side, encoder.image_size)
     hashes, work_dir = hash_files(paths), args.output_dir / "shards"
     old = old_features(args.output_dir, encoder)
     known = {content: row for row, content in enumerate(old["files"])} if old else {}
     todo = [n for n, content in enumerate(hashes) if content not in known]
-    array, errors = None, []
+    array, photos, errors = None, np.empty(0, np.uint64), []
     if todo:
         files = shard_files(encoder, [hashes[n] for n in todo], work_dir)
         wanted = [paths[n] for n in todo]
-        array, errors = extract_features(
+        array, photos, errors = extract_features(
             encoder, wanted, files, args.batch_size, args.n_jobs, args.dask
         )
     unreadable = {image_ids[n]: error for n, error in zip(todo, errors, strict=True) if error}
@@ -223,6 +230,7 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
         "kind": encoder.kind,
         "encoder": encoder.name,
         "weights_hash": encoder.weights_hash,
+        "photo_size": encoder.photo_size,
         "reading": READING,
         "files": [hashes[n] for n in readable],
         "unreadable": unreadable,
@@ -237,7 +245,10 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
         rows = [(0, known[hashes[n]]) if hashes[n] in known else (1, next(new)) for n in readable]
         arrays = [old["features"]] if array is None else [old["features"], array]
         array = merge(work_dir / "merged.npy", arrays, rows)
-    return content | {"features": array, "fingerprint": fingerprint}, True
+        parts = [old["photos"], photos]
+        photos = np.array([parts[part][row] for part, row in rows], np.uint64)
+    content |= {"features": array, "photos": photos, "fingerprint": fingerprint}
+    return content, True
 
 
 def old_features(folder: Path, encoder: Encoder) -> dict | None:
@@ -246,9 +257,9 @@ def old_features(folder: Path, encoder: Encoder) -> dict | None:
         old = load_features(folder)
     except InputError:
         return None
-    made_by = (encoder.name, encoder.weights_hash, encoder.kind, READING)
-    same = tuple(old[n] for n in ("encoder", "weights_hash", "kind", "reading")) == made_by
-    return old if same else None
+    made_by = (encoder.name, encoder.weights_hash, encoder.kind, encoder.photo_size, READING)
+    names = ("encoder", "weights_hash", "kind", "photo_size", "reading")
+    return old if tuple(old[name] for name in names) == made_by else None
 
 
 def text_of(args, captions: dict[str, list[str]], splits: dict[str, list[str]]) -> dict:

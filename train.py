@@ -70,7 +70,7 @@ def main() -> None:
     import keras
 
     from captioning.batches import CaptionBatches, caption_rows
-    from captioning.training import Options, dev_examples, fit
+    from captioning.training import Options, dev_examples, fit, trained_photos
     from model import Captioner, build_decoder
 
     keras.utils.set_random_seed(args.seed)
@@ -103,7 +103,9 @@ def main() -> None:
     )
     if dev is None:
         cli.log("no dev captions: training without validation; the last epoch is kept.")
-    fit(Captioner(decoder, vocabulary, config), train, dev, options, dev_examples(features, text))
+    photos = trained_photos(train_pairs, features, start if args.init_from else None)
+    captioner = Captioner(decoder, vocabulary, config, photos=photos)
+    fit(captioner, train, dev, options, dev_examples(features, text))
 
 
 def new_config(args, features: dict, text: dict, record: dict):
@@ -123,6 +125,7 @@ def new_config(args, features: dict, text: dict, record: dict):
         encoder=features["encoder"],
         weights_hash=features["weights_hash"],
         features=features["kind"],
+        photo_size=features["photo_size"],
         training=record,
         **{name: getattr(args, name) for name in SIZES},
     )

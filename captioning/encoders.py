@@ -43,8 +43,12 @@ class Encoder:
     times as large, and so of `dtype` np.float16; the others are np.float32.
     """
 
-    def __init__(self, name: str = "vgg16", weights: str = "imagenet", kind: str = "pooled"):
-        """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used."""
+    def __init__(self, name="vgg16", weights: str = "imagenet", kind="pooled", photo_size: int = 0):
+        """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used.
+
+        Photos are reduced to a side of `photo_size` pixels before anything else; 0 is the size that
+        the network sees. Who learnt from smaller photos is not to be shown more of others.
+        """
         import keras
         import tensorflow as tf
 
@@ -64,6 +68,7 @@ class Encoder:
             digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
         self.image_size = spec.enlarged if kind == "layers" else IMAGE_SIZE
+        self.photo_size = photo_size or self.image_size
         self.dtype = np.dtype(np.float16 if kind == "grid" else np.float32)
         if kind == "layers":  # averaged over the image, each of length 1, side by side
             outputs = [network.get_layer(name).output for name in spec.layers]
@@ -82,18 +87,18 @@ class Encoder:
         self._run_compiled = tf.function(self._run, input_signature=[batch])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
-        """Features of a batch: (B, 224, 224, 3) uint8 -> (B, *features_shape) of `dtype`.
+        """Features of a batch: (B, S, S, 3) uint8 -> (B, *features_shape) of `dtype`.
 
         A lone image runs op by op: tracing the network takes longer than running it once.
         """
         run = self._run if len(images) == 1 else self._run_compiled
-        if self.image_size != IMAGE_SIZE:
+        if self.image_size != images.shape[1]:
             images = np.stack([enlarge(pixels, self.image_size) for pixels in images])
         return run(images).numpy().astype(self.dtype, copy=False)
 
 
 def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
-    """(224, 224, 3) uint8 -> (size, size, 3).
+    """(S, S, 3) uint8 -> (size, size, 3).
 
     Test-time upscaling (FixRes): the CNN was trained on crops, in which things are larger than in
     whole photos, and recognises them better at that size (Touvron et al. 2019).

@@ -41,7 +41,8 @@ def hash_files(paths: list[Path]) -> list[str]:
 
 def shard_files(encoder: Encoder, hashes: list[str], work_dir: Path) -> list[Path]:
     """The file of each shard of `SHARD_SIZE` images, by the hashes of theirs."""
-    made_by = (encoder.name, encoder.weights_hash, encoder.kind, str(READING))
+    made_by = (encoder.name, encoder.weights_hash, encoder.kind)
+    made_by += (str(encoder.photo_size), str(READING))
     files = []
     for start in range(0, len(hashes), SHARD_SIZE):
         parts = "\0".join([*made_by, *hashes[start : start + SHARD_SIZE]])
@@ -57,14 +58,14 @@ def extract_features(
     batch_size: int,
     n_jobs: int = 1,
     dask: str | None = None,
-) -> tuple[np.ndarray, list[str]]:
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Encode every image that no shard file holds yet, and put the shards together.
 
     `files` are those of `shard_files`. The work is done by `n_jobs` processes, or by the workers of
     the Dask scheduler at the address `dask`. Returns features (M, *encoder.features_shape) of the M
-    readable images in order, memory-mapped from a file beside the shards, and every image's error,
-    or "" when it was readable. Raises InputError if a shard cannot be written, or the cluster
-    cannot do its work.
+    readable images in order, memory-mapped from a file beside the shards, hashes of their pixels
+    (M,) uint64, and every image's error, or "" when it was readable. Raises InputError if a shard
+    cannot be written, or the cluster cannot do its work.
     """
     missing = {
         file: paths[number * SHARD_SIZE : (number + 1) * SHARD_SIZE]
@@ -82,16 +83,16 @@ def extract_features(
                 (file, *encode_shard(encoder, shard_paths, batch_size, bar.update))
                 for file, shard_paths in missing.items()
             )
-        for file, features, errors in shards:
+        for file, features, hashes, errors in shards:
             with atomic_path(file) as path:
-                np.savez(path, features=features, errors=np.array(errors))
+                np.savez(path, features=features, hashes=hashes, errors=np.array(errors))
             if parallel:
                 bar.update(len(errors))
     return put_together(files, encoder)
 
 
-def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, list[str]]:
-    """All shards' features (M, *features_shape), mapped from one file, and all their errors."""
+def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """All shards' features (M, *features_shape), mapped from one file, hashes and errors."""
     target = files[0].parent / "features.npy"
     errors = [error for file in files for error in _read_shard(file, "errors").tolist()]
     shape = (errors.count(""), *encoder.features_shape)
@@ -101,7 +102,8 @@ def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, list[
         np.lib.format.write_array_header_1_0(out, header)
         for file in files:
             out.write(_read_shard(file, "features").data)
-    return np.load(target, mmap_mode="r"), errors
+    hashes = np.concatenate([_read_shard(file, "hashes") for file in files])
+    return np.load(target, mmap_mode="r"), hashes, errors
 
 
 def _is_done(file: Path, paths: list[Path]) -> bool:
@@ -143,26 +145,31 @@ def _read_shard(file: Path, name: str) -> np.ndarray:
 
 def encode_shard(
     encoder: Encoder, paths: list[Path], batch_size: int, done: Callable = lambda count: None
-) -> tuple[np.ndarray, list[str]]:
-    """The features (M, *features_shape) of the M readable images, and every image's error or ""."""
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Of the M readable images features (M, *features_shape) and hashes of pixels (M,), all errors.
+
+    An image that is readable has the error "".
+    """
     features = [np.empty((0, *encoder.features_shape), encoder.dtype)]
-    errors, batch = [], []
+    errors, hashes, batch = [], [], []
     with ThreadPoolExecutor() as pool:  # reading and resizing overlap the network
-        for pixels, error in pool.map(try_load_image, paths):
+        load = functools.partial(try_load_image, size=encoder.photo_size)
+        for pixels, error in pool.map(load, paths):
             errors.append(error)
             if not error:
                 batch.append(pixels)
+                hashes.append(int.from_bytes(hashlib.sha256(pixels).digest()[:8]))
             if len(batch) == batch_size or (len(errors) == len(paths) and batch):
                 features.append(encoder.encode(np.stack(batch)))  # (batch_size, …)
                 batch = []
             done(1)
-    return np.concatenate(features), errors
+    return np.concatenate(features), np.array(hashes, np.uint64), errors
 
 
 def parallel_shards(
     encoder: Encoder, shards: dict[Path, list[Path]], batch_size: int, n_jobs: int, dask: str | None
-) -> Iterator[tuple[Path, np.ndarray, list[str]]]:
-    """Shards as they are finished, as (file, features, errors): by processes, or by a cluster.
+) -> Iterator[tuple[Path, np.ndarray, np.ndarray, list[str]]]:
+    """Shards as they are finished, as `encode_shard` gives them: by processes, or by a cluster.
 
     Only the images' paths go out and features come back: every worker needs the repository, the
     images under the same paths, and the encoder's weights. Raises InputError if no cluster answers,
@@ -174,7 +181,7 @@ def parallel_shards(
     if weights not in ("imagenet", "random"):
         weights = str(Path(weights).absolute())
     threads = 0 if dask else max(1, (os.cpu_count() or 1) // n_jobs)
-    same = (encoder.name, weights, encoder.kind, encoder.weights_hash, threads)
+    same = (encoder.name, weights, encoder.kind, encoder.photo_size, encoder.weights_hash, threads)
     tasks = [
         joblib.delayed(_worker_shard)(file, [p.absolute() for p in paths], same, batch_size)
         for file, paths in shards.items()
@@ -182,9 +189,11 @@ def parallel_shards(
     # A shard a task, taken as soon as it is there: what is finished is then on the disk.
     options = {"batch_size": 1, "return_as": "generator_unordered"}
     with _cluster(dask) if dask else contextlib.nullcontext():
-        for file, features, errors in joblib.Parallel(-1 if dask else n_jobs, **options)(tasks):
+        parallel = joblib.Parallel(-1 if dask else n_jobs, **options)
+        for file, features, hashes, errors in parallel(tasks):
             named = zip(shards[file], errors, strict=True)  # as one process would name them
-            yield file, features, [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
+            errors = [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
+            yield file, features, hashes, errors
 
 
 @contextlib.contextmanager
@@ -220,13 +229,15 @@ def _worker_shard(file: Path, paths: list[Path], encoder: tuple, batch_size: int
 
 
 @functools.lru_cache(maxsize=1)
-def _worker_encoder(name: str, weights: str, kind: str, weights_hash: str, threads: int) -> Encoder:
+def _worker_encoder(
+    name: str, weights: str, kind: str, photo_size: int, weights_hash: str, threads: int
+) -> Encoder:
     cli.load_tensorflow()
     if threads:  # the processes share this machine's cores
         import tensorflow as tf
 
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    encoder = Encoder(name, weights, kind)
+    encoder = Encoder(name, weights, kind, photo_size)
     if encoder.weights_hash != weights_hash:
         raise InputError(f"a worker has other weights of {name}: give all machines the same file.")
     return encoder
@@ -237,7 +248,7 @@ def load_features(folder: Path) -> dict:
     path = folder / "features.pkl"
     texts = dict.fromkeys(("kind", "encoder", "weights_hash", "fingerprint"), str)
     fields = {"features": np.ndarray, "image_ids": list, "unreadable": dict}
-    fields |= {"files": list, "reading": int}
+    fields |= {"files": list, "reading": int, "photo_size": int, "photos": np.ndarray}
     content = load_pickle(path, fields | texts)
     array, image_ids = content["features"], content["image_ids"]
     if {2: np.float32, 3: np.float16}.get(array.ndim) != array.dtype:  # a vector, or a grid's cells

@@ -1,6 +1,7 @@
 """From an image file to pixels: the one path that training and captioning share."""
 
 import contextlib
+import math
 import struct
 import threading
 import zlib
@@ -26,8 +27,8 @@ BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupErr
 BROKEN_IMAGE += (struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
 
 
-def load_image(path: str | Path) -> np.ndarray:
-    """Read one image as the encoders see it, (224, 224, 3) uint8: upright, RGB, squashed.
+def load_image(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Read one image, (size, size, 3) uint8: upright, RGB, squashed.
 
     Of several frames the first. Takes 1 GB at most, for the largest that is read. Raises
     InputError if the file is missing, not a regular file, or not an image that can be read.
@@ -38,8 +39,8 @@ def load_image(path: str | Path) -> np.ndarray:
     try:
         with Image.open(path, formats=FORMATS) as image:
             # A large JPEG is decoded at a half, a quarter or an eighth, with twice the size left.
-            image.draft(None, (2 * IMAGE_SIZE, 2 * IMAGE_SIZE))
-            return image_to_pixels(image)
+            image.draft(None, (2 * size, 2 * size))
+            return image_to_pixels(image, size)
     except BROKEN_IMAGE as error:
         reason = getattr(error, "strerror", None) or one_line(error)  # without the path
         if isinstance(error, UnidentifiedImageError):  # whose own words repeat it
@@ -47,16 +48,16 @@ def load_image(path: str | Path) -> np.ndarray:
         raise InputError(f"{name}: not a readable image ({reason})") from error
 
 
-def try_load_image(path: str | Path) -> tuple[np.ndarray | None, str]:
+def try_load_image(path: str | Path, size: int = IMAGE_SIZE) -> tuple[np.ndarray | None, str]:
     """As `load_image`, but with an error as a value: (pixels, "") or (None, what is wrong)."""
     try:
-        return load_image(path), ""
+        return load_image(path, size), ""
     except InputError as error:
         return None, str(error)
 
 
-def image_to_pixels(image: Image.Image) -> np.ndarray:
-    """Turn an open image of any mode into (224, 224, 3) uint8, as `load_image` does."""
+def image_to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
+    """Turn an open image of any mode into (size, size, 3) uint8, as `load_image` does."""
     count = image.width * image.height
     if count > MAX_PIXELS:
         raise ValueError(f"{count} pixels are more than {MAX_PIXELS}")
@@ -66,11 +67,11 @@ def image_to_pixels(image: Image.Image) -> np.ndarray:
             image = image.convert("RGBA")
             image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
         # Pillow's filters widen with the reduction, so this is antialiased.
-        return np.asarray(image.convert("RGB").resize((IMAGE_SIZE, IMAGE_SIZE), Image.BICUBIC))
+        return np.asarray(image.convert("RGB").resize((size, size), Image.BICUBIC))
 
 
-def array_to_pixels(values: np.ndarray) -> np.ndarray:
-    """(H, W), or (H, W, 1), 3 or 4, of bytes, deeper numbers or floats -> (224, 224, 3) uint8."""
+def array_to_pixels(values: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
+    """(H, W), or (H, W, 1), 3 or 4, of bytes, deeper numbers or floats -> (size, size, 3) uint8."""
     values = np.asarray(values)
     channels = values.shape[2:] or (1,)
     if values.ndim not in (2, 3) or channels not in ((1,), (3,), (4,)) or not values.size:
@@ -79,7 +80,7 @@ def array_to_pixels(values: np.ndarray) -> np.ndarray:
         raise InputError(f"an image is of numbers, not of {values.dtype}")
     values = values[..., 0] if channels == (1,) and values.ndim == 3 else values
     values = values.astype(np.float32) if values.dtype.kind == "b" else values
-    return image_to_pixels(Image.fromarray(to_bytes(values)))
+    return image_to_pixels(Image.fromarray(to_bytes(values)), size)
 
 
 def to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
@@ -148,6 +149,15 @@ def _stated_range(image: Image.Image) -> int | None:
         image.fp.seek(place)
         return 2**bits - 1 if 8 < bits < 16 else None
     return None
+
+
+def typical_side(paths: list[Path]) -> int:
+    """The median of the photos' sides, in pixels, each that of a square as large; 0 of none."""
+    sides = []
+    for path in paths:
+        with contextlib.suppress(*BROKEN_IMAGE), Image.open(path, formats=FORMATS) as image:
+            sides.append(math.sqrt(image.width * image.height))
+    return int(np.median(sides)) if sides else 0
 
 
 def list_images(folder: str | Path) -> list[Path]:

@@ -17,7 +17,8 @@ import numpy as np
 
 from captioning.files import InputError, atomic_path, is_file, one_line
 
-FORMAT_VERSION = 3  # of the group below
+FORMAT_VERSION = 4  # of the group below
+READABLE = (3, 4)  # 3 has no hashes of training photos
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
 MAX_ATTRIBUTE = 2**16  # bytes, HDF5's own limit for those that lie with their group
 PRECISIONS = (np.float32, np.float16)  # in which a file may hold the weights
@@ -25,15 +26,22 @@ GROUP = "captioner"  # our group in the .h5, beside Keras' own
 
 
 def write_model(
-    path: str | Path, network: keras.Model, words: list[str], config: dict, half: bool = False
+    path: str | Path,
+    network: keras.Model,
+    words: list[str],
+    config: dict,
+    photos: np.ndarray | None = None,
+    half: bool = False,
 ) -> None:
     """Write one .h5: Keras' model and weights, and in a group of its own all the rest.
 
-    `words` is the vocabulary by id, `config` the captioner's few numbers; `half` stores the
-    weights as float16. Raises InputError if it cannot be written.
+    `words` is the vocabulary by id, `config` the captioner's few numbers, `photos` the hashes of
+    its training photos, uint64; `half` stores the weights as float16. Raises InputError if it
+    cannot be written.
     """
     encoded = [word.encode() for word in words]
     size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
+    size += 0 if photos is None else photos.nbytes
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(size))  # a full disk fails here; it would crash HDF5
         network.save(temporary, include_optimizer=False)
@@ -45,6 +53,8 @@ def write_model(
             # A dataset: attributes stop at 64 kB. Of one width: its size is known before reading.
             width = h5py.string_dtype(length=max(map(len, encoded)))
             group.create_dataset("vocabulary", data=encoded, dtype=width)
+            if photos is not None:
+                group.create_dataset("photos", data=photos)
 
 
 def _store_halves(path: Path) -> None:
@@ -82,14 +92,14 @@ def not_a_captioner(path: str | Path, reason: object) -> InputError:
     )
 
 
-def read_description(file: h5py.File) -> tuple[list[str], dict]:
-    """The vocabulary and config, unchecked; raises ValueError if not in `write_model`'s form."""
+def read_description(file: h5py.File) -> tuple[list[str], dict, np.ndarray | None]:
+    """Vocabulary, config and photos; raises ValueError if not in `write_model`'s form."""
     attributes = _find(file, GROUP).attrs
     for name in ("format_version", "config"):
         attribute = attributes.get_id(name)
         if attribute.shape != () or attribute.get_storage_size() > MAX_ATTRIBUTE:
             raise ValueError(f"{name} is an array, or too large")
-    if attributes["format_version"] != FORMAT_VERSION:
+    if attributes["format_version"] not in READABLE:
         raise ValueError(f"format {attributes['format_version']}, not {FORMAT_VERSION}")
     config = json.loads(attributes["config"])
     if not isinstance(config, dict):
@@ -97,7 +107,13 @@ def read_description(file: h5py.File) -> tuple[list[str], dict]:
     words = _plain_dataset(file, f"{GROUP}/vocabulary")
     if words.dtype.kind != "S":
         raise ValueError("its words are not strings of one width")
-    return [word.decode() for word in words[:].tolist()], config
+    photos, group = None, _find(file, GROUP)
+    if group.id.links.exists(b"photos"):
+        dataset = _plain_dataset(file, f"{GROUP}/photos")
+        if dataset.dtype != np.uint64 or dataset.ndim != 1:
+            raise ValueError("its training photos are not hashes")
+        photos = dataset[:]
+    return [word.decode() for word in words[:].tolist()], config, photos
 
 
 def read_arrays(file: h5py.File, network: keras.Model) -> None:

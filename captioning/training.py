@@ -103,6 +103,17 @@ def fit(
     return recorder
 
 
+def trained_photos(rows: list, features: dict, start=None) -> np.ndarray | None:
+    """Hashes of the photos that a captioner has been trained on, (N,) uint64; None if unknown.
+
+    Those of (row, caption) pairs, and those of the captioner `start` that it started from.
+    """
+    photos = np.unique(features["photos"][[row for row, _ in rows]])
+    if start is None:
+        return photos
+    return None if start.photos is None else np.union1d(photos, start.photos)
+
+
 def dev_examples(features: dict, text: dict) -> dict[str, np.ndarray]:
     """The first dev image and those after one and two thirds of the split, with their features."""
     split = text["splits"]["dev"]

@@ -30,25 +30,19 @@ def test_commands_have_the_options_that_are_shown(page):
 
 
 @EACH
-def test_links_lead_somewhere(page):
-    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", FENCED.sub("", page.read_text())):
+def test_links_lead_somewhere_and_files_that_are_named_exist(page):
+    """Files in code spans, and in the README's tree."""
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http)([^)\s]+)\)", FENCED.sub("", text)):
         path, _, anchor = link.partition("#")
         target = page.parent / path if path else page
         assert target.exists(), link
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M)
-            names = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
-            assert anchor in names, link
-
-
-@EACH
-def test_modules_and_pages_that_are_named_exist(page):
-    """In code spans, and in the README's tree."""
-    text = page.read_text()
-    names = re.findall(r"`([\w./]+\.(?:py|md))`", text)
-    names += re.findall(r"^ *([\w/]+\.py) ", text, re.M)
+        headings = re.findall(r"^#+ (.*)$", target.read_text(), re.M) if anchor else []
+        names = [re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings]
+        assert anchor in ["", *names], link
     places = [ROOT, page.parent, ROOT / "captioning", ROOT / "tests"]
-    for name in names:
+    for name in re.findall(r"`([\w./]+\.(?:py|md))`|^ *([\w/]+\.py) ", text, re.M):
+        name = "".join(name)
         made_here = f"`{name}`:\n\n```python" in text  # a file that the page itself gives
         assert made_here or any((place / name).exists() for place in places), name
 

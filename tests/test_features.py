@@ -5,11 +5,14 @@ import dataclasses
 import joblib
 import numpy as np
 import pytest
-from helpers import CONFIGS, run_here
+from helpers import CONFIGS, run_here, untrained
+from PIL import Image
 
 from captioning.decoder import MIN_VARIANCE
 from captioning.encoders import GRID_CELLS, Encoder, enlarge, scale_lite0
+from captioning.files import InputError
 from captioning.images import load_image
+from data.sample import write_sample
 from model import Captioner, build_decoder
 
 
@@ -59,6 +62,30 @@ def test_layers_are_averages_of_the_enlarged_photo_each_of_length_1(small):
     vectors = Encoder("efficientnet_lite0").network(scale_lite0(large)).numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(parts[0], vectors, rtol=1e-3, atol=1e-4)
+
+
+def test_photos_are_decoded_once_or_as_small_as_those_of_training_were(tmp_path):
+    """Large ones at the CNN's own size; for a captioner of small ones, at their size first."""
+    write_sample(tmp_path / "set", scenes=12, seed=1)
+    for path in sorted((tmp_path / "set" / "Images").iterdir()):
+        Image.open(path).resize((640, 480)).save(path)
+    command = ("preprocess.py", "--dataset_dir", tmp_path / "set", "--output_dir", tmp_path)
+    command += ("--encoder", "efficientnet_lite0", "--features", "layers")
+    encoder = Encoder("efficientnet_lite0", kind="layers")
+    contents = {}
+    for options, size in (((), 384), (("--photo_size", 224), 224)):
+        run_here(*command, *options)
+        contents[size] = joblib.load(tmp_path / "features.pkl")
+        assert contents[size]["photo_size"] == size
+        expected = encoder.encode(np.stack([load_image(path, size)] * 2))[0]
+        np.testing.assert_allclose(contents[size]["features"][-1], expected, rtol=1e-3, atol=1e-5)
+    captioner = untrained(dataclasses.replace(CONFIGS["wide merge"], feature_size=1904))
+    captioner.config = dataclasses.replace(captioner.config, weights_hash=encoder.weights_hash)
+    small = load_image(path, 224)
+    assert captioner.caption(path) == captioner.caption(small)
+    captioner.check_features(contents[224])
+    with pytest.raises(InputError, match="--photo_size 224"):
+        captioner.check_features(contents[384])
 
 
 def test_features_are_standardized_by_the_moments_of_the_training_images(grid):

@@ -6,7 +6,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import CONFIG, options, random_features, run_here, untrained
 
 import finetune

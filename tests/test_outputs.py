@@ -40,7 +40,7 @@ def write_all(output, num_captions: int, close=True) -> list[Path]:
 
 
 def partial_of(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    return path.with_suffix(".partial")
 
 
 READERS = {

@@ -119,7 +119,7 @@ def test_what_does_not_fit_the_start_is_refused(command, small, tmp_path):
     for more in ("--units", 8), ("--decoder", "merge"), ("--dropout", 0):
         assert more[0] in run_here(*command, start, *more, code=2).stderr.splitlines()[-1]
     same = tmp_path / "." / "start.h5"
-    done = run_here(*command, start, "--model_path", same, code=1)
+    done = run_here(*command, start, "--model_path", same, "--overwrite", code=1)
     assert "would be overwritten: name another file by --model_path" in done.stderr
     options = ("--data_dir", small / "data", "--model_path", path)
     done = run_here(*command, start, *options, code=1)

@@ -22,19 +22,16 @@ def run(block: str, language: str, names: dict) -> str:
             exec(compile(block, "tutorial.md", "exec"), names)
         return printed.getvalue()
     lines = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-    assert all(line[0] == "python" for line in lines)
     return "".join(run_script(*line[1:], cwd=".").stdout for line in lines)
 
 
 def check(shown: str, mark: str, out: str) -> None:
-    """Compare what the page shows: to the letter, but for numbers and for equal words."""
     if mark == "varies":  # which of two equal words is said; a training's log
         assert out and "the same: False" not in out
     elif mark == "about":
         numbers = [list(map(float, re.findall(NUMBER, each))) for each in (shown, out)]
-        words = [re.sub(rf" *{NUMBER}", " #", each) for each in (shown, out)]
-        assert words[0] == words[1]
         np.testing.assert_allclose(*numbers, rtol=0, atol=ABOUT)
+        assert re.sub(rf" *{NUMBER}", " #", shown) == re.sub(rf" *{NUMBER}", " #", out)
     else:
         assert shown == out
 
