@@ -75,7 +75,9 @@ SHOWN := cold_water donna grand_canyon_2 camera spiff skagen
 pictures: .venv/installed-dev
 	$(BIN)/python generate_caption.py --image_path $(SHOWN:%=data/examples/%.jpg) --beam_size 3 \
 		--model_path models/flickr8k_captioner.h5 --save_figure docs/captions.png
+	rm -f docs/app.png
 	PICTURE=docs/app.png $(BIN)/python -m pytest tests/test_browser.py -k nobody_else_is_asked
+	test -s docs/app.png
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -22,7 +22,6 @@ from captioning import cli
 from captioning.captions import SPLITS, load_captions
 from captioning.features import load_features
 from captioning.files import InputError, atomic_path, sha256
-from captioning.scoring import Scorer, constant_caption
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
@@ -58,6 +57,7 @@ def main() -> None:
 
     cli.load_tensorflow()
     from captioning.batches import CaptionBatches, caption_rows
+    from captioning.scoring import Scorer
     from captioning.training import loss_per_token
     from model import Captioner
 
@@ -104,6 +104,8 @@ def score_rows(scorer, captions, references, training, seed: int) -> tuple[dict,
     By image id come the model's captions, their references, and the training split's human ones;
     `seed` decides whose features are given to whom.
     """
+    from captioning.scoring import constant_caption
+
     image_ids = list(captions)
     scores, each = scorer.score(captions, references)
     rows = {"model": scores | statistics(captions, training)}

@@ -19,7 +19,6 @@ from captioning import cli
 from captioning.captions import END, PADDING, START, load_captions
 from captioning.features import load_features
 from captioning.files import InputError
-from captioning.scoring import CiderD
 
 SAMPLES = 5  # captions drawn of each photo; each one's baseline is the mean of the other four
 FEATURE_DROPOUT = 0.3  # share of a photo's floats (benchmarks/quality.md)
@@ -101,6 +100,7 @@ def finetune(
     import keras
 
     from captioning.callbacks import Recorder
+    from captioning.scoring import CiderD
     from captioning.training import compile_for_training
 
     steps = -(-len(train) // batch_size)
@@ -204,6 +204,8 @@ def greedy_cider(captioner, features: np.ndarray, photos: dict[int, list[str]], 
 
     Words are weighed by `human`, the training captions: so a few photos have a score, too.
     """
+    from captioning.scoring import CiderD
+
     references = [[caption.split() for caption in lines] for lines in photos.values()]
     scorer = CiderD(references, human)
     images = features[list(photos)]  # (N, …)

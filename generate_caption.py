@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     why = "tsv: path, tab, caption; jsonl: an object a line; csv; coco: a list for COCO's scorers"
     add("--format", choices=FORMATS, default="tsv", help=why)
     place = parser.add_mutually_exclusive_group()
-    place.add_argument("--output", type=Path, metavar="FILE", help="a new file, not stdout")
+    place.add_argument("--output", type=Path, metavar="FILE", help="write there, not to stdout")
     why = "write each to a file beside its photo, x.txt for x.jpg; those that have text stay"
     place.add_argument("--sidecar", action="store_true", help=why)
     again = parser.add_mutually_exclusive_group()

@@ -35,8 +35,8 @@ class CaptionBatches:
     Decoders are causal, so one pass over a whole caption gives the loss and gradients of all its
     prefixes. The targets are the inputs one step later; padding, always to the right, has weight 0.
     All other targets of an epoch weigh the same: the mean of the batches' summed losses, which is
-    what Keras takes, is the loss per token. For it batches are of the same number of captions; a
-    few empty ones of no weight are added.
+    what Keras takes, is the loss per token. For that, all batches have the same number of captions:
+    a few empty ones of weight 0 fill the last.
 
     The order of the next pass is drawn from the seed and `epoch`: a training that is resumed sees
     the batches that an undisturbed one sees.
@@ -59,11 +59,11 @@ class CaptionBatches:
         self.rows = np.array([row for row, _ in captions] + [0] * empty)
         encoded = [vocabulary.encode(caption) for _, caption in captions] + [[]] * empty
         self.lengths = np.array([len(ids) for ids in encoded])
-        width = padded(self.lengths.max())
+        width = padded(self.lengths.max(initial=0))
         self.ids = keras.utils.pad_sequences(encoded, width, padding="post", value=PADDING)
         self.vocabulary_size = len(vocabulary)
         self.tokens = int(np.count_nonzero(self.ids[:, 1:]))  # targets: every word and every END
-        self.weight = np.float32(len(self) / self.tokens)
+        self.weight = np.float32(len(self) / max(1, self.tokens))
 
     def __len__(self) -> int:
         """Batches per epoch."""

@@ -68,7 +68,8 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of the CNN's weights."""
-    why = "ImageNet's (VGG16's: a download), an .h5, or random for tests; the same in all scripts"
+    why = "the CNN's: imagenet (VGG16's are downloaded once), an .h5 file, or random (tests only); "
+    why += "in captioning the same as in preprocess.py"
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
 
@@ -91,7 +92,8 @@ def add_training_options(
     add("--weight_decay", type=fraction, default=0.0, help=why)
     why = "stop after so many epochs without a better dev loss, or CIDEr; not with --keep last"
     add("--patience", type=positive_int, default=3, help=why)
-    why = "what MODEL_PATH ends with: the best epoch on dev, or the last, often of better captions"
+    why = "what MODEL_PATH ends with: the best epoch on dev, or the last, whose captions are often "
+    why += "better"
     add("--keep", choices=("best", "last"), default="best", help=why)
     add("--seed", type=seed, default=0, help="of everything random")
     again = parser.add_mutually_exclusive_group()

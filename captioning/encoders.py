@@ -54,7 +54,8 @@ class Encoder:
 
         if name not in ENCODERS or kind not in KINDS:
             raise InputError(
-                f"{name}, {kind}: choose of {', '.join(ENCODERS)} and {', '.join(KINDS)}"
+                f"no encoder {name}, {kind}: choose one of {', '.join(ENCODERS)}, and one of "
+                f"{', '.join(KINDS)}"
             )
         spec = ENCODERS[name]
         self.name, self.weights, self.kind = name, str(weights), kind
@@ -71,7 +72,7 @@ class Encoder:
         self.photo_size = photo_size or self.image_size
         self.dtype = np.dtype(np.float16 if kind == "grid" else np.float32)
         if kind == "layers":  # averaged over the image, each of length 1, side by side
-            outputs = [network.get_layer(name).output for name in spec.layers]
+            outputs = [network.get_layer(layer).output for layer in spec.layers]
             # Maps, (B, height, width, channels), become vectors, (B, channels).
             average = keras.layers.GlobalAveragePooling2D()
             vectors = [average(x) if len(x.shape) == 4 else x for x in outputs]

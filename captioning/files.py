@@ -86,8 +86,8 @@ def save_pickle(value: dict, path: str | Path) -> None:
 def load_pickle(path: Path, fields: dict[str, type]) -> dict:
     """Read a dict that preprocess.py wrote, its arrays memory-mapped read-only.
 
-    Unpickling runs what a file says: trust these working files like code. Raises InputError if it
-    is missing or broken, or one of the `fields` is, or is not of its type.
+    Unpickling runs what a file says: trust these working files like code. Raises InputError if the
+    file is missing or broken, or lacks one of `fields` in the right type.
     """
     import joblib
 

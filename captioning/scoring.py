@@ -19,7 +19,7 @@ CIDER_SIGMA = 6.0  # words: CIDEr-D's tolerance for another length
 
 
 class Scorer:
-    """BLEU-1..4, ROUGE-L and CIDEr, and METEOR, or in `without_meteor` why not."""
+    """BLEU-1..4, ROUGE-L and CIDEr, and METEOR; `without_meteor` says why there is none."""
 
     def __init__(self):
         self.without_meteor = "" if shutil.which("java") else "java was not found"
@@ -33,6 +33,8 @@ class Scorer:
         Returns scores by name as fractions (CIDEr up to 10), and each image's CIDEr, in the order
         of the candidates. Raises InputError if an image has no caption, or no reference.
         """
+        if not candidates:
+            raise InputError("there is nothing to score.")
         for image_id in [*candidates, *references]:
             if image_id not in candidates or not references.get(image_id):
                 raise InputError(f"{image_id} has no caption or no reference: nothing to score.")

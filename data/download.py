@@ -77,7 +77,8 @@ def missing(folder: Path) -> dict[str, dict[str, str]]:
 def fetch(archive: str, base_url: str, folder: Path) -> Path:
     """Download an archive into `folder`, unless it lies there whole.
 
-    Raises InputError if it cannot be written or downloaded, or is another; none of it is left then.
+    Raises InputError, leaving nothing behind, if it cannot be written or downloaded, or if its MD5
+    sum is another.
     """
     path, url = folder / archive, f"{base_url.rstrip('/')}/{archive}"
     if is_file(path):
@@ -104,7 +105,7 @@ def fetch(archive: str, base_url: str, folder: Path) -> Path:
 
 
 def blocks(url: str, title: str) -> Iterator[bytes]:
-    """What is at `url`, in blocks, with a bar. Raises OSError if not all of it came."""
+    """What is at `url`, in blocks, with a bar; OSError, ValueError or HTTPException if not all."""
     with urllib.request.urlopen(url, timeout=SILENCE) as response:
         size = int(response.headers.get("Content-Length") or 0)
         with cli.progress(size, "B", title) as bar:

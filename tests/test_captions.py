@@ -55,6 +55,8 @@ def test_vocabulary_by_falling_frequency_then_alphabetically():
     assert Vocabulary.from_captions(captions, 2).words[4:] == ["b", "a"]
     assert vocabulary.encode("b e") == [START, 4, UNKNOWN, END]
     assert vocabulary.decode([4, 5, END, 6]) == "b a"
+    with pytest.raises(InputError, match="begin with"):
+        Vocabulary(["a", "b"])
 
 
 KARPATHY = {

@@ -6,7 +6,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from helpers import CONFIG, WORDS, random_features, run_here, untrained
+from helpers import CONFIG, CONFIGS, WORDS, random_features, run_here, untrained
 
 from captioning.captions import Vocabulary
 from captioning.files import InputError
@@ -41,6 +41,19 @@ def test_logits_are_the_members_mean(tmp_path):
             np.testing.assert_allclose(network([features, tokens]), expected, atol=tolerance)
     saved = 2 * whole.config.count_parameters()
     assert sizes[1] - sizes[0] == pytest.approx(saved, rel=0.2)
+
+
+def test_attention_is_the_members_mean():
+    config = CONFIGS["attention"]
+    members = [untrained(config, seed) for seed in (3, 4)]
+    for member in members:  # so that they look at different cells
+        keys = member.decoder.keys
+        keys.set_weights([100 * array for array in keys.get_weights()])
+    features, tokens = random_features(2, config), np.full((2, 3), 5)
+    each = [member.decoder.attention(features, tokens) for member in members]
+    assert np.ptp(each, axis=0).max() > 0.01
+    together = ensemble(members).decoder.attention(features, tokens)
+    np.testing.assert_allclose(together, np.mean(each, axis=0), atol=1e-6)
 
 
 def test_what_does_not_fit_together_is_named():

@@ -62,6 +62,16 @@ def test_dropout(xla):
 
 
 @XLA
+def test_dropout_is_drawn_for_each_caption_and_word(xla):
+    layer = Dropout(0.3, seed=1)
+    layer.rng_alg = "threefry" if xla else "philox"
+    step = tf.function(lambda ones: layer(ones, training=True), jit_compile=xla)
+    gone = step(tf.ones((20, 5, 800))).numpy() == 0  # captions, words, floats
+    for one, other in ((gone[1:], gone[:-1]), (gone[:, 1:], gone[:, :-1])):
+        assert (one == other).mean() == pytest.approx(0.3**2 + 0.7**2, abs=0.02)
+
+
+@XLA
 def test_the_lstm_gives_the_numbers_of_keras_own(xla):
     """The same states and the same four gradients."""
     keras.utils.set_random_seed(5)

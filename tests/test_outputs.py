@@ -188,11 +188,11 @@ def test_a_stopped_run_has_each_batch_in_its_file_and_is_continued(
     path, seen = tmp_path / "file", []
     load = captioning.images.load_image
 
-    def stop(photo):
+    def stop(photo, *size):
         if photo.name == "scene_0007.jpg":
             seen.append(partial_of(path).read_text())  # not only when the file is closed
             raise KeyboardInterrupt
-        return load(photo)
+        return load(photo, *size)
 
     with monkeypatch.context() as patch:
         patch.setattr(captioning.images, "load_image", stop)

@@ -132,7 +132,7 @@ def test_finished_shards_are_not_redone_and_those_of_changed_files_are(dataset, 
     files = shard_files(encoder, hash_files(paths), tmp_path / "shards")
     before = np.array(extract_features(encoder, paths, files, batch_size=5)[0])
     encoder.encode = None  # anything that is encoded now fails
-    again, _ = extract_features(encoder, paths, files, batch_size=5)
+    again = extract_features(encoder, paths, files, batch_size=5)[0]
     np.testing.assert_array_equal(again, before)
     state = paths[3].stat()
     paths[3].write_bytes(paths[3].read_bytes()[:-1] + b"?")
@@ -179,7 +179,9 @@ def test_what_could_not_be_read_is_named_and_tried_again(dataset, monkeypatch):
     with monkeypatch.context() as patch:  # a network drive, say: the file is as it was
         wrong = f"{broken}: no memory"
         patch.setattr(
-            features, "try_load_image", lambda p: (None, wrong) if p == broken else load(p)
+            features,
+            "try_load_image",
+            lambda p, size: (None, wrong) if p == broken else load(p, size),
         )
         for _ in range(2):
             assert f"skipped: {wrong}" in preprocess(dataset).stderr
@@ -281,6 +283,11 @@ def test_train_refuses_what_is_not_its_input(small, tmp_path):
     assert ".h5" in error("--data_dir", small / "data", "--model_path", tmp_path / "m.keras")
     assert "--dropout" in error("--dropout", "1.5", code=2)
     assert not list(tmp_path.glob("m.*"))
+
+
+def test_the_option_that_moved_names_its_script():
+    done = run_here("train.py", "--finetune_cider", "x.h5", code=2)
+    assert "python finetune.py x.h5" in done.stderr
 
 
 def test_generate_refuses_what_is_not_its_input(demo, tmp_path):
