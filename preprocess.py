@@ -13,10 +13,11 @@ A stopped run continues where it was when the same command is given again."""
 import argparse
 import hashlib
 import json
+import os
 import unicodedata
 from collections import defaultdict
 from itertools import chain
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
@@ -189,7 +190,7 @@ def did_you_mean(names: list[str], images_dir: Path) -> list[str]:
     """The names, with those of files that differ in case, suffix or the kind of slash alone."""
 
     def key(name: str) -> str:
-        return PurePosixPath(name.replace("\\", "/")).with_suffix("").as_posix().casefold()
+        return os.path.splitext(name.replace("\\", "/"))[0].casefold()  # noqa: PTH122 - also of "."
 
     files = [path.relative_to(images_dir).as_posix() for path in images_dir.rglob("*")]
     known = {key(name): name for name in files}

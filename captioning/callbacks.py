@@ -141,7 +141,15 @@ class Recorder(keras.callbacks.Callback):
 
     def _resume(self) -> None:
         """Continue from the checkpoint, or say that there is one."""
+        path = self.options.model_path
         if not self.checkpoint.is_file():
+            history = path.with_suffix(".csv")
+            rows = history.read_text().splitlines() if history.is_file() else []
+            if self.options.resume and path.is_file() and len(rows) > 2:  # a header, and epochs
+                raise InputError(
+                    f"{self.checkpoint} is not there, without which a training cannot be resumed. "
+                    f"Train anew with --overwrite, or name another --model_path."
+                )
             if self.options.resume:
                 cli.log(f"{self.checkpoint} is not there: starting with the first epoch.")
             return
@@ -150,7 +158,6 @@ class Recorder(keras.callbacks.Callback):
             return
         network, config = self.captioner.decoder.network, asdict(self.captioner.config)
         self.rows = load_checkpoint(self.checkpoint, network, config)
-        path = self.options.model_path
         if not path.is_file():
             raise InputError(
                 f"{path} is gone, and with it the epoch that was kept. Train without --resume."

@@ -40,14 +40,14 @@ def load_checkpoint(path: Path, network: keras.Model, run: dict) -> list[dict]:
                 names = [n for n in wanted if n != "training" and found.get(n) != wanted[n]]
                 raise InputError(
                     f"{path} is of a run with other {', '.join(names) or 'settings'}. Give the "
-                    f"same options and data, or train anew without --resume."
+                    f"same options and data, or train anew with --overwrite."
                 )
             for i, variable in enumerate(variables):
                 variable.assign(arrays[f"array_{i}"])
             return json.loads(str(arrays["history"]))
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(
-            f"{path} cannot be read ({one_line(error)}). Train anew without --resume."
+            f"{path} cannot be read ({one_line(error)}). Train anew with --overwrite."
         ) from error
 
 

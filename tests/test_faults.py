@@ -116,7 +116,11 @@ def test_a_training_is_resumed_to_the_same_bits_but_not_by_another_run(
     assert "epoch 1/3" not in done.stdout
     checkpoint = again / "m.checkpoint.npz"
     checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
-    assert "Train anew without --resume" in run_here(*command, code=1).stderr
+    assert "Train anew with --overwrite" in run_here(*command, code=1).stderr
+    checkpoint.unlink()
+    model = (again / "m.h5").read_bytes()
+    assert "cannot be resumed. Train anew with" in run_here(*command, code=1).stderr
+    assert (again / "m.h5").read_bytes() == model
 
 
 @pytest.mark.long

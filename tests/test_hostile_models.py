@@ -74,6 +74,11 @@ def virtual(file):
     file.create_virtual_dataset(KERNEL, layout)
 
 
+def photos(content):
+    """The hashes of the training photos."""
+    return lambda file: file[GROUP].__setitem__("photos", content)
+
+
 def group_for_array(file):
     del file[KERNEL]
     file.create_group(KERNEL)
@@ -108,6 +113,8 @@ CRAFTED = {
     "another shape": (array(KERNEL, data=np.zeros(SHAPE[::-1], "f4")), "logits/kernel is"),
     "another type": (array(KERNEL, data=np.zeros(SHAPE, "f8")), "float64"),
     "a group for an array": (group_for_array, NOT_PLAIN),
+    "photos elsewhere": (photos(h5py.ExternalLink("/etc/passwd", "/x")), "photos is a link"),
+    "photos of floats": (photos(np.ones(3)), "its training photos are not hashes"),
     "words without end": (array(VOCABULARY, 10**8, "S1000"), NOT_PLAIN),
     "words of any length": (array(VOCABULARY, data=WORDS, dtype=h5py.string_dtype()), NOT_PLAIN),
     "words that are numbers": (array(VOCABULARY, data=np.arange(44)), "not strings"),
