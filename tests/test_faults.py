@@ -132,7 +132,7 @@ def test_a_full_disk_ends_in_one_error_and_leaves_whole_files(demo, small, tmp_p
     command = ("preprocess.py", *folders, "--encoder", "efficientnet_lite0")
     if file.startswith("m."):
         model = ("--model_path", tmp_path / "m.h5", "--epochs", 1)
-        command = (*TINY, "--data_dir", small / "data", *model)
+        command = (*TINY, "--data_dir", small / "data", *model, "--overwrite")
     with files_up_to(size):
         done = run_here(*command, code=1)
     assert re.match(rf"error: cannot write .*{file}.*Free space", done.stderr.splitlines()[-1])

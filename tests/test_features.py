@@ -124,4 +124,5 @@ def test_a_photo_s_caption_is_that_of_its_features(small, tmp_path, kind, decode
     refused = run_here("evaluate.py", *path, "--data_dir", small / "data", code=1)
     assert f"--features {kind}" in refused.stderr
     other = "merge" if decoder == "attention" else "attention"
-    assert f"--features {others}" in run_here(*command, "--decoder", other, code=1).stderr
+    again = (*command, "--decoder", other, "--overwrite")
+    assert f"--features {others}" in run_here(*again, code=1).stderr
