@@ -33,7 +33,7 @@ model: loss {loss_per_token:.4f} per token, {distinct_captions} distinct caption
 {mean_length:.1f} words each
 constant: "{constant_caption}"
 {split} split, {images} images, beam size {beam_size}, length penalty {length_penalty}, \
-decoded in {decoding_seconds:.1f} s"""
+decoded in {decoding_seconds:.2f} s"""
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def notes(images: int, several: int, without_meteor: str) -> list[str]:
     if without_meteor:
         found.append(f"no METEOR: {without_meteor}; the other scores stand.")
     if images < FEW_IMAGES:
-        found.append(f"{images} images are few: CIDEr weighs words by them, and scores are chance.")
+        found.append(f"{images} images are few: scores vary much by chance.")
     if several < images:
         found.append(
             f"{images - several} of {images} images have a single reference: scores are lower than "
