@@ -31,7 +31,8 @@ class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescription
     """Show every default, and leave the examples in the description as they are written."""
 
     def _get_help_string(self, action):
-        return action.help if action.default in (None, False) else super()._get_help_string(action)
+        hidden = action.default is None or action.default is False  # 0 is shown
+        return action.help if hidden else super()._get_help_string(action)
 
 
 def parser(description: str) -> argparse.ArgumentParser:
