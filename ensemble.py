@@ -9,9 +9,8 @@ Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half t
 from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
-
 from captioning import cli
+from captioning.features import all_photos
 from captioning.files import InputError
 
 
@@ -63,8 +62,7 @@ def ensemble(captioners: list):
     decoder = build_decoder(config)
     for member, captioner in zip(decoder.members, captioners, strict=True):
         member.copy_pretrained(captioner.decoder)
-    known = [c.photos for c in captioners if c.photos is not None]
-    photos = np.unique(np.concatenate(known)) if len(known) == len(captioners) else None
+    photos = all_photos([captioner.photos for captioner in captioners])
     return Captioner(decoder, first.vocabulary, config, photos=photos)
 
 

@@ -71,15 +71,12 @@ def main() -> None:
     if not rows:
         raise InputError("the model was trained on all of these photos: nothing is left.")
     image_ids, images = [features["image_ids"][row] for row in rows], features["features"][rows]
-    captioner.caption_features(images, args.beam_size, args.length_penalty)  # traced here
-    started = time.perf_counter()
-    decoded = captioner.caption_features(images, args.beam_size, args.length_penalty)
-    seconds = time.perf_counter() - started
-    captions = dict(zip(image_ids, decoded, strict=True))
+    said, seconds = decode(captioner, images, args)
+    captions = dict(zip(image_ids, said, strict=True))
 
-    scorer, human = Scorer(), text["captions"]
-    references = {i: human[i] for i in image_ids}
-    training = {i: human[i] for i in text["splits"]["train"]}
+    scorer = Scorer()
+    references = {i: text["captions"][i] for i in image_ids}
+    training = {i: text["captions"][i] for i in text["splits"]["train"]}
     results, each = score_rows(scorer, captions, references, training, args.seed)
     batches = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
     results["model"]["loss_per_token"] = loss_per_token(captioner.decoder.network, batches)
@@ -96,6 +93,17 @@ def main() -> None:
     write_results(args.output_dir, captions, results)
     print_table(results)
     draw_gallery(args, captions, references, each)
+
+
+def decode(captioner, images: np.ndarray, args) -> tuple[list[str], float]:
+    """Captions of images (N, …), and the seconds that they took without tracing."""
+    from model import DECODING_BATCH
+
+    for count in {min(len(images), DECODING_BATCH), len(images) % DECODING_BATCH} - {0}:
+        captioner.caption_features(images[:count], args.beam_size)  # both sizes are traced here
+    started = time.perf_counter()
+    captions = captioner.caption_features(images, args.beam_size, args.length_penalty)
+    return captions, time.perf_counter() - started
 
 
 def score_rows(scorer, captions, references, training, seed: int) -> tuple[dict, np.ndarray]:

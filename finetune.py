@@ -17,7 +17,7 @@ import numpy as np
 
 from captioning import cli
 from captioning.captions import END, PADDING, START, load_captions
-from captioning.features import load_features
+from captioning.features import all_photos, load_features
 from captioning.files import InputError
 
 SAMPLES = 5  # captions drawn of each photo; each one's baseline is the mean of the other four
@@ -41,7 +41,7 @@ def main() -> None:
 
     cli.load_tensorflow()
     from captioning.batches import caption_rows
-    from captioning.training import Options, dev_examples, trained_photos
+    from captioning.training import Options, dev_examples
     from model import Captioner
 
     start = Captioner.load(args.model)
@@ -53,12 +53,12 @@ def main() -> None:
     options = Options.from_arguments(args)
     record = options.record(args.batch_size, features, text) | {"start": start.config.training}
     captioner = prepare_for_scst(start, record)
-    captioner.photos = trained_photos(caption_rows("train", text, features), features, start)
     image_ids, captions = features["image_ids"], text["captions"]
     train, dev = (
         {row: captions[image_ids[row]] for row, _ in caption_rows(split, text, features)}
         for split in ("train", "dev")
     )
+    captioner.photos = all_photos([features["photos"][list(train)], start.photos])
     if not dev:
         cli.log("no dev captions: training without validation; the last epoch is kept.")
     examples = dev_examples(features, text)
@@ -115,7 +115,7 @@ def finetune(
 
     network, rows = captioner.decoder.network, np.array(list(train))
     recorder = Recorder(captioner, options, steps, measure="cider")
-    callbacks = keras.callbacks.CallbackList(recorder.callbacks(examples or {}), model=network)
+    callbacks = keras.callbacks.CallbackList(recorder.callbacks(examples), model=network)
     network.stop_training = recorder.should_stop()
     with recorder:
         callbacks.on_train_begin()

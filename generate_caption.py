@@ -100,11 +100,10 @@ def check_targets(args, photos: dict[Path, str]) -> None:
     if args.format == "coco":
         photo_of: dict[str, Path] = {}
         for photo, image_id in photos.items():
-            other = one_line(photo_of.setdefault(image_id, photo))
-            if other != one_line(photo):
-                raise InputError(
-                    f"{other} and {one_line(photo)} have one image_id: caption them in two runs."
-                )
+            other = photo_of.setdefault(image_id, photo)
+            if other != photo:
+                names = f"{one_line(other)} and {one_line(photo)}"
+                raise InputError(f"{names} have one image_id: caption them in two runs.")
 
 
 def open_output(args) -> Stream | OutputFile | Sidecars:
@@ -128,12 +127,11 @@ def expand(arguments: list[str]) -> dict[Path, str]:
     """The files named, and the images in the folders named, each with its path from there on."""
     photos: dict[Path, str] = {}
     for path in map(Path, arguments):
-        images = list_images(path) if path.is_dir() else [path]
+        folder, images = (path, list_images(path)) if path.is_dir() else (path.parent, [path])
         if not images:
             cli.log(f"no images in {path}: it has no file named like .jpg or .png")
         for image in images:
-            image_id = image.relative_to(path).as_posix() if path.is_dir() else image.name
-            photos.setdefault(image, image_id)
+            photos.setdefault(image, image.relative_to(folder).as_posix())
     return photos
 
 

@@ -65,13 +65,9 @@ class MergeDecoder(LSTMDecoder):
 # What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
 DECODERS = {"merge": MergeDecoder, "attention": AttentionDecoder}
 # Upper bounds for the sizes read from a file: beyond them is a mistake or an attack.
-LIMITS = {
-    "photo_size": 2**10,
-    "feature_size": 2**20,
-    "vocabulary_size": 2**20,
-    "max_length": MAX_CAPTION_WORDS,
-}
-LIMITS |= {"embedding_size": 2**14, "units": 2**14, "merge_units": 2**14, "members": 2**4}
+LIMITS = dict.fromkeys(("feature_size", "vocabulary_size"), 2**20)
+LIMITS |= dict.fromkeys(("embedding_size", "units", "merge_units"), 2**14)
+LIMITS |= {"photo_size": 2**10, "max_length": MAX_CAPTION_WORDS, "members": 2**4}
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
 

@@ -16,7 +16,7 @@ import json
 import os
 import unicodedata
 from collections import defaultdict
-from itertools import chain
+from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +48,7 @@ from captioning.images import READING, list_images, typical_side
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(__doc__)
-    add, count = parser.add_argument, cli.positive_int
+    add, positive = parser.add_argument, cli.positive_int
     add("--dataset_dir", type=Path, default="data/flickr8k", help="photos, captions, split lists")
     add("--images_dir", type=Path, help="the photos, when not in DATASET_DIR/Images")
     add("--captions_file", type=Path, help="the captions, when not in DATASET_DIR")
@@ -60,16 +60,16 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_weights_option(parser)
     why = "reduce photos to N × N first, as those of a captioner to start from were (default: the "
     why += "size that the CNN sees, or the photos' own where that is smaller)"
-    add("--photo_size", type=count, metavar="N", help=why)
+    add("--photo_size", type=positive, metavar="N", help=why)
     why = "words seen less often in training become <unk>: too rare to learn"
-    add("--min_word_count", type=count, default=3, metavar="N", help=why)
-    add("--captions_per_image", type=count, metavar="N", help="only the last N of each image")
-    add("--batch_size", type=count, default=16, help="images per pass; more is hardly faster")
+    add("--min_word_count", type=positive, default=3, metavar="N", help=why)
+    add("--captions_per_image", type=positive, metavar="N", help="only the last N of each image")
+    add("--batch_size", type=positive, default=16, help="images per pass; more is hardly faster")
     workers = parser.add_mutually_exclusive_group()
     why = "processes, 1 GB each, that share the cores; one alone leaves some idle: try 2 on 8 cores"
-    workers.add_argument("--n_jobs", type=count, default=1, metavar="N", help=why)
+    workers.add_argument("--n_jobs", type=positive, default=1, metavar="N", help=why)
     workers.add_argument("--dask", metavar="tcp://HOST:8786", help="a Dask scheduler to extract on")
-    add("--limit", type=count, metavar="N", help="the first N images of each split, for a trial")
+    add("--limit", type=positive, metavar="N", help="the first N images of each split, for a trial")
     add("--seed", type=cli.seed, default=0, help="of a random split, where there are no lists")
     add("--allow_missing", action="store_true", help="continue without images that are not there")
     return parser.parse_args()
@@ -80,8 +80,7 @@ def main() -> None:
     args = parse_arguments()
     images_dir, captions_file = find_dataset(args)
     captions, splits = read_captions(captions_file)
-    captions = rename(captions, images_dir)
-    splits, source = choose_splits(args, images_dir, captions, splits)
+    captions, splits, source = choose_splits(args, images_dir, captions, splits)
     splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
     splits = drop_missing(splits, images_dir, args.allow_missing)
     wanted = set(chain(*splits.values()))
@@ -126,35 +125,48 @@ def find_dataset(args) -> tuple[Path, Path]:
     return images_dir, captions_file
 
 
-def rename(captions: dict[str, list[str]], images_dir: Path) -> dict[str, list[str]]:
-    """Captions by the names that the files have: macOS writes é in another form than captions do.
+def choose_splits(args, images_dir: Path, captions, splits) -> tuple[dict, dict, str]:
+    """Captions and splits, by the names of the files, and where the splits are from.
 
-    Only where a single file is meant. What is not there keeps its name.
+    Splits are the captions file's own, those of the official lists, or random ones.
     """
-    ids = [i for i in captions if not is_file(images_dir / i)]
-    forms = defaultdict(list)
-    for path in images_dir.rglob("*") if ids else ():
-        name = path.relative_to(images_dir).as_posix()
-        forms[unicodedata.normalize("NFC", name)].append(name)
-    files = {i: forms[unicodedata.normalize("NFC", i)] for i in ids}
-    renamed = defaultdict(list)
-    for i, lines in captions.items():
-        renamed[files[i][0] if len(files.get(i, ())) == 1 else i] += lines
-    return dict(renamed)
-
-
-def choose_splits(args, images_dir, captions, splits) -> tuple[dict[str, list[str]], str]:
-    """The captions file's own splits, the official lists, or a random split; and which it was."""
     source = "captions file"
     if splits is None or args.splits_dir:
         splits, source = read_split_lists(args.splits_dir or args.dataset_dir), "lists"
     if splits is None and args.splits_dir:
         raise InputError(f"{args.splits_dir} has no list named like Flickr_8k.trainImages.txt.")
+    names = names_of_files(images_dir, {*captions, *chain(*(splits or {}).values())})
+    by_name = defaultdict(list)
+    for image_id, lines in captions.items():
+        by_name[names[image_id]] += lines
+    captions = dict(by_name)
     if splits is None:
         splits, source = random_splits(captions, args.seed), "random"
-    splits = {s: list(rename(dict.fromkeys(ids, ()), images_dir)) for s, ids in splits.items()}
+    else:
+        splits = {s: list(dict.fromkeys(names[i] for i in ids)) for s, ids in splits.items()}
     check_splits(splits, captions)
-    return splits, source
+    return captions, splits, source
+
+
+def names_of_files(images_dir: Path, image_ids: set[str]) -> dict[str, str]:
+    """The name of each image's file: macOS writes é in another form than captions do.
+
+    Only where a single file is meant. An image that is not there keeps its id.
+    """
+    absent = [i for i in image_ids if not is_file(images_dir / i)]
+    forms = defaultdict(list)
+    for name in names_below(images_dir) if absent else ():
+        forms[unicodedata.normalize("NFC", name)].append(name)
+    names = {i: i for i in image_ids}
+    for i in absent:
+        same = forms[unicodedata.normalize("NFC", i)]
+        names[i] = same[0] if len(same) == 1 else i
+    return names
+
+
+def names_below(folder: Path) -> list[str]:
+    """The paths of all that is in `folder`, from there on."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*")]
 
 
 def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, list[str]]:
@@ -192,8 +204,7 @@ def did_you_mean(names: list[str], images_dir: Path) -> list[str]:
     def key(name: str) -> str:
         return os.path.splitext(name.replace("\\", "/"))[0].casefold()  # noqa: PTH122 - also of "."
 
-    files = [path.relative_to(images_dir).as_posix() for path in images_dir.rglob("*")]
-    known = {key(name): name for name in files}
+    known = {key(name): name for name in names_below(images_dir)}
     hints = [known.get(key(name)) for name in names]
     return [f"{n} (did you mean {h}?)" if h else n for n, h in zip(names, hints, strict=True)]
 
@@ -236,18 +247,17 @@ def features_of(args, images_dir: Path, image_ids: list[str]) -> tuple[dict, boo
         "files": [hashes[n] for n in readable],
         "unreadable": unreadable,
     }
-    parts = json.dumps(content | {"unreadable": sorted(unreadable)})  # errors hold paths
-    fingerprint = hashlib.sha256(parts.encode()).hexdigest()
+    identity = json.dumps(content | {"unreadable": sorted(unreadable)})  # errors hold paths
+    fingerprint = hashlib.sha256(identity.encode()).hexdigest()
     if old and old["fingerprint"] == fingerprint:
         cli.log(f"features.pkl is up to date: the {len(readable)} images are unchanged.")
         return old, False
     if old:
-        new = iter(range(len(readable)))  # the rows of what was extracted, in the same order
-        rows = [(0, known[hashes[n]]) if hashes[n] in known else (1, next(new)) for n in readable]
-        arrays = [old["features"]] if array is None else [old["features"], array]
-        array = merge(work_dir / "merged.npy", arrays, rows)
-        parts = [old["photos"], photos]
-        photos = np.array([parts[part][row] for part, row in rows], np.uint64)
+        new = count()  # the rows of what was extracted, in the same order
+        rows = [(0, known[h]) if h in known else (1, next(new)) for h in content["files"]]
+        array = merge(work_dir / "merged.npy", [old["features"], array], rows)
+        hashes_of = [old["photos"], photos]
+        photos = np.array([hashes_of[part][row] for part, row in rows], np.uint64)
     content |= {"features": array, "photos": photos, "fingerprint": fingerprint}
     return content, True
 

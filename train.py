@@ -24,7 +24,7 @@ import numpy as np
 
 from captioning import cli
 from captioning.captions import SPECIAL_TOKENS, UNKNOWN, Vocabulary, load_captions
-from captioning.features import load_features
+from captioning.features import all_photos, load_features
 from captioning.files import InputError
 
 # Options of a new captioner; one that starts from another is like that one.
@@ -70,7 +70,7 @@ def main() -> None:
     import keras
 
     from captioning.batches import CaptionBatches, caption_rows
-    from captioning.training import Options, dev_examples, fit, trained_photos
+    from captioning.training import Options, dev_examples, fit
     from model import Captioner, build_decoder
 
     keras.utils.set_random_seed(args.seed)
@@ -103,8 +103,9 @@ def main() -> None:
     )
     if dev is None:
         cli.log("no dev captions: training without validation; the last epoch is kept.")
-    photos = trained_photos(train_pairs, features, start if args.init_from else None)
-    captioner = Captioner(decoder, vocabulary, config, photos=photos)
+    photos = [features["photos"][[row for row, _ in train_pairs]]]
+    photos += [start.photos] if args.init_from else []
+    captioner = Captioner(decoder, vocabulary, config, photos=all_photos(photos))
     fit(captioner, train, dev, options, dev_examples(features, text))
 
 

@@ -36,7 +36,7 @@ SEPARATOR = re.compile(rf"(?<!\d){MARK}|{MARK}(?!\d)")
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
 # Names of columns, by which the first line of a CSV is known for a header.
-IMAGE_COLUMNS = ("image", "images", "image_id", "image_name", "image_path", "image.file")
+IMAGE_COLUMNS = ("image", "images", "image_id", "image_name", "image_path")
 IMAGE_COLUMNS += ("file", "file_name", "filename", "photo", "path", "name", "id")
 CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description", "sentence")
 LENGTH_PENALTY = 0.8  # of beam search, chosen on Flickr8k's dev split; here, where --help sees it

@@ -43,7 +43,13 @@ class Encoder:
     times as large, and so of `dtype` np.float16; the others are np.float32.
     """
 
-    def __init__(self, name="vgg16", weights: str = "imagenet", kind="pooled", photo_size: int = 0):
+    def __init__(
+        self,
+        name: str = "vgg16",
+        weights: str = "imagenet",
+        kind: str = "pooled",
+        photo_size: int = 0,
+    ):
         """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used.
 
         Photos are reduced to a side of `photo_size` pixels before anything else; 0 is the size that

@@ -11,7 +11,7 @@ import hashlib
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -67,11 +67,9 @@ def extract_features(
     (M,) uint64, and every image's error, or "" when it was readable. Raises InputError if a shard
     cannot be written, or the cluster cannot do its work.
     """
-    missing = {
-        file: paths[number * SHARD_SIZE : (number + 1) * SHARD_SIZE]
-        for number, file in enumerate(files)
-        if not _is_done(file, paths[number * SHARD_SIZE : (number + 1) * SHARD_SIZE])
-    }
+    shards_paths = [paths[i : i + SHARD_SIZE] for i in range(0, len(paths), SHARD_SIZE)]
+    each = zip(files, shards_paths, strict=True)
+    missing = {file: of_shard for file, of_shard in each if not _is_done(file, of_shard)}
     with cli.progress(len(paths), "image", encoder.name) as bar:
         bar.initial = len(paths) - sum(map(len, missing.values()))  # not part of this run's rate
         bar.update(bar.initial)
@@ -93,17 +91,12 @@ def extract_features(
 
 def put_together(files: list[Path], encoder: Encoder) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """All shards' features (M, *features_shape), mapped from one file, hashes and errors."""
-    target = files[0].parent / "features.npy"
     errors = [error for file in files for error in _read_shard(file, "errors").tolist()]
-    shape = (errors.count(""), *encoder.features_shape)
-    header = {"shape": shape, "fortran_order": False, "descr": encoder.dtype.str}
-    # Written, not mapped: on a full disk a write fails with a message, a mapped page with a signal.
-    with atomic_path(target) as path, path.open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, header)
-        for file in files:
-            out.write(_read_shard(file, "features").data)
     hashes = np.concatenate([_read_shard(file, "hashes") for file in files])
-    return np.load(target, mmap_mode="r"), hashes, errors
+    shape = (errors.count(""), *encoder.features_shape)
+    blocks = (_read_shard(file, "features") for file in files)
+    array = _write_array(files[0].parent / "features.npy", shape, encoder.dtype, blocks)
+    return array, hashes, errors
 
 
 def _is_done(file: Path, paths: list[Path]) -> bool:
@@ -116,12 +109,18 @@ def _is_done(file: Path, paths: list[Path]) -> bool:
 
 def merge(target: Path, parts: list[np.ndarray], rows: list[tuple[int, int]]) -> np.ndarray:
     """An array, mapped from `target`, of rows that are named by a part and a place in it."""
-    header = {"shape": (len(rows), *parts[0].shape[1:]), "fortran_order": False}
-    header["descr"] = parts[0].dtype.str
+    shape, dtype = (len(rows), *parts[0].shape[1:]), parts[0].dtype
+    return _write_array(target, shape, dtype, (parts[part][row] for part, row in rows))
+
+
+def _write_array(target: Path, shape: tuple, dtype: np.dtype, blocks: Iterable) -> np.ndarray:
+    """An array that does not fit into memory, from its rows in order; mapped from `target`."""
+    header = {"shape": shape, "fortran_order": False, "descr": dtype.str}
+    # Written, not mapped: on a full disk a write fails with a message, a mapped page with a signal.
     with atomic_path(target) as path, path.open("wb") as out:
         np.lib.format.write_array_header_1_0(out, header)
-        for part, row in rows:
-            out.write(np.ascontiguousarray(parts[part][row]).data)
+        for block in blocks:
+            out.write(np.ascontiguousarray(block).data)
     return np.load(target, mmap_mode="r")
 
 
@@ -152,13 +151,18 @@ def encode_shard(
     """
     features = [np.empty((0, *encoder.features_shape), encoder.dtype)]
     errors, hashes, batch = [], [], []
-    with ThreadPoolExecutor() as pool:  # reading and resizing overlap the network
-        load = functools.partial(try_load_image, size=encoder.photo_size)
-        for pixels, error in pool.map(load, paths):
+
+    def load(path: Path) -> tuple[np.ndarray | None, int, str]:
+        pixels, error = try_load_image(path, size=encoder.photo_size)
+        digest = b"" if error else hashlib.sha256(pixels).digest()
+        return pixels, int.from_bytes(digest[:8]), error
+
+    with ThreadPoolExecutor() as pool:  # reading, resizing and hashing overlap the network
+        for pixels, pixels_hash, error in pool.map(load, paths):
             errors.append(error)
             if not error:
                 batch.append(pixels)
-                hashes.append(int.from_bytes(hashlib.sha256(pixels).digest()[:8]))
+                hashes.append(pixels_hash)
             if len(batch) == batch_size or (len(errors) == len(paths) and batch):
                 features.append(encoder.encode(np.stack(batch)))  # (batch_size, …)
                 batch = []
@@ -241,6 +245,12 @@ def _worker_encoder(
     if encoder.weights_hash != weights_hash:
         raise InputError(f"a worker has other weights of {name}: give all machines the same file.")
     return encoder
+
+
+def all_photos(parts: list[np.ndarray | None]) -> np.ndarray | None:
+    """The hashes of several lists of photos, each once, (N,) uint64; None where a list is."""
+    unknown = any(part is None for part in parts)
+    return None if unknown else np.unique(np.concatenate(parts))
 
 
 def load_features(folder: Path) -> dict:

@@ -5,6 +5,7 @@ import math
 import struct
 import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -103,16 +104,17 @@ def to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """The image itself, or if its pixels have more than 8 bits, one of 8, equally oriented."""
-    deep = ";16" in str(getattr(image, "tile", ""))  # in the file: Pillow takes the upper 8 bits
-    if image.mode.startswith(("I", "F")):  # grey: Pillow would clip, not scale
-        stated = _stated_range(image)
-        made = Image.fromarray(to_bytes(np.array(image), stated))
-    elif deep and image.format == "PNG":
-        made = _png_colours(image, _stated_range(image))
-    elif deep:
-        if np.array(image).max() < 64:
-            raise ValueError("its 16-bit colours are of fewer bits, or very dark: save 8 bits")
+    unread = getattr(image, "tile", [])  # parts of a file; empty of an image that is in memory
+    grey = image.mode.startswith(("I", "F"))  # which Pillow would clip, not scale
+    if not grey and ";16" not in str(unread):  # colours, of which Pillow takes the upper 8 bits
         return image
+    stated = _stated_range(image) if unread else None
+    if grey:
+        made = Image.fromarray(to_bytes(np.array(image), stated))
+    elif image.format == "PNG":
+        made = _png_colours(image, stated)
+    elif np.array(image).max() < 64:
+        raise ValueError("its 16-bit colours are of fewer bits, or very dark: save 8 bits")
     else:
         return image
     made.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
@@ -120,6 +122,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _png_colours(image: Image.Image, stated: int | None) -> Image.Image:
+    """A PNG of 16-bit colours, which Pillow cannot read in full."""
     import tensorflow as tf
 
     image.fp.seek(0)
@@ -136,10 +139,10 @@ def _png_colours(image: Image.Image, stated: int | None) -> Image.Image:
 
 def _stated_range(image: Image.Image) -> int | None:
     """The largest value that a pixel can have, where a TIFF or a PNG says so."""
-    if getattr(image, "tile", None) and image.format == "TIFF":
+    if image.format == "TIFF":
         bits, largest = (np.ravel(image.tag_v2.get(tag, 0)).max() for tag in (258, 281))
         return int(largest) or (2 ** int(bits) - 1 if bits < 16 else None)
-    if getattr(image, "tile", None) and image.format == "PNG":
+    if image.format == "PNG":
         place, bits = image.fp.tell(), 0
         image.fp.seek(8)
         while len(header := image.fp.read(8)) == 8 and header[4:] != b"IDAT":
@@ -153,10 +156,14 @@ def _stated_range(image: Image.Image) -> int | None:
 
 def typical_side(paths: list[Path]) -> int:
     """The median of the photos' sides, in pixels, each that of a square as large; 0 of none."""
-    sides = []
-    for path in paths:
+
+    def side(path: Path) -> float:
         with contextlib.suppress(*BROKEN_IMAGE), Image.open(path, formats=FORMATS) as image:
-            sides.append(math.sqrt(image.width * image.height))
+            return math.sqrt(image.width * image.height)
+        return 0
+
+    with ThreadPoolExecutor() as pool:  # a network drive answers many at once
+        sides = [each for each in pool.map(side, paths) if each]
     return int(np.median(sides)) if sides else 0
 
 

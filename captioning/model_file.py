@@ -94,7 +94,8 @@ def not_a_captioner(path: str | Path, reason: object) -> InputError:
 
 def read_description(file: h5py.File) -> tuple[list[str], dict, np.ndarray | None]:
     """Vocabulary, config and photos; raises ValueError if not in `write_model`'s form."""
-    attributes = _find(file, GROUP).attrs
+    group = _find(file, GROUP)
+    attributes = group.attrs
     for name in ("format_version", "config"):
         attribute = attributes.get_id(name)
         if attribute.shape != () or attribute.get_storage_size() > MAX_ATTRIBUTE:
@@ -107,7 +108,7 @@ def read_description(file: h5py.File) -> tuple[list[str], dict, np.ndarray | Non
     words = _plain_dataset(file, f"{GROUP}/vocabulary")
     if words.dtype.kind != "S":
         raise ValueError("its words are not strings of one width")
-    photos, group = None, _find(file, GROUP)
+    photos = None
     if group.id.links.exists(b"photos"):
         dataset = _plain_dataset(file, f"{GROUP}/photos")
         if dataset.dtype != np.uint64 or dataset.ndim != 1:

@@ -36,8 +36,12 @@ class Stream:
         return list(ids)
 
     def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
+        self.write_rows(os.fspath(photo), self.ids[photo], captions)
+
+    def write_rows(self, path: str, image_id: str, captions: list[tuple[str, float]]) -> None:
+        """The rows of a photo, whatever `open` has been told."""
         for caption, score in captions:
-            name = self.ids[photo] if self.form == "coco" else os.fspath(photo)
+            name = image_id if self.form == "coco" else path
             self.stream.write(self._row([name, caption, round(score, 4)][: len(self.columns)]))
             self.stream.flush()
             self.empty = False
@@ -98,8 +102,9 @@ class OutputFile:
             return []
         done = self._read_back() if partial else {}
         missing = [photo for photo in ids if os.fspath(photo) not in done]
+        taken = set(done.values())
         for photo in missing if self.form == "coco" else ():
-            if ids[photo] in done.values():
+            if ids[photo] in taken:
                 raise InputError(f"{one_line(photo)}: {one_line(self.partial)} has its id already.")
         return missing
 
@@ -137,9 +142,7 @@ class OutputFile:
             stream = Stream(self.form, self.num_captions, file)
             next(lines)  # the settings
             for row in map(json.loads, lines):
-                photo = Path(row["image_path"])
-                stream.open({photo: row["image_id"]})
-                stream.write(photo, row["captions"])
+                stream.write_rows(row["image_path"], row["image_id"], row["captions"])
             stream.close()
         self.partial.unlink()
 

@@ -54,7 +54,7 @@ def compile_for_training(decoder: Decoder, options: Options, steps: int) -> None
     schedule = keras.optimizers.schedules.CosineDecay(options.learning_rate, steps)
     optimizer = keras.optimizers.AdamW(schedule, weight_decay=options.weight_decay)
     word_vectors, variables = decoder.embedding.embeddings, decoder.network.trainable_variables
-    # Matrices alone decay: of a word that is rare, or of a bias, nothing would be left.
+    # Matrices alone decay, as is usual: not biases, and not the vectors of words.
     kept = [v for v in variables if len(v.shape) < 2 or v is word_vectors]
     optimizer.exclude_from_weight_decay(kept)
     decoder.network.compile(optimizer, CROSS_ENTROPY, jit_compile=xla)
@@ -101,17 +101,6 @@ def fit(
                 shuffle=False,  # the batches have their own order
             )
     return recorder
-
-
-def trained_photos(rows: list, features: dict, start=None) -> np.ndarray | None:
-    """Hashes of the photos that a captioner has been trained on, (N,) uint64; None if unknown.
-
-    Those of (row, caption) pairs, and those of the captioner `start` that it started from.
-    """
-    photos = np.unique(features["photos"][[row for row, _ in rows]])
-    if start is None:
-        return photos
-    return None if start.photos is None else np.union1d(photos, start.photos)
 
 
 def dev_examples(features: dict, text: dict) -> dict[str, np.ndarray]:

@@ -5,7 +5,7 @@
 
 PyTorch reads the package's checkpoint. Batch normalisation is folded into the convolutions. The
 classifier goes to tests/efficientnet_lite0_classifier.npz as float16, for a test that the network
-still names what is in a photo. Running it again gives the same files.
+still names what is in a photo.
 """
 
 import sys

@@ -43,6 +43,15 @@ def test_logits_are_the_members_mean(tmp_path):
     assert sizes[1] - sizes[0] == pytest.approx(saved, rel=0.2)
 
 
+def test_it_knows_the_training_photos_of_all_members_or_of_none():
+    members = [untrained(seed=seed) for seed in range(2)]
+    assert ensemble(members).photos is None
+    members[0].photos = np.array([1, 2], np.uint64)
+    assert ensemble(members).photos is None
+    members[1].photos = np.array([2, 2**63], np.uint64)
+    assert ensemble(members).photos.tolist() == [1, 2, 2**63]
+
+
 def test_attention_is_the_members_mean():
     config = CONFIGS["attention"]
     members = [untrained(config, seed) for seed in (3, 4)]

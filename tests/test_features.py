@@ -64,7 +64,7 @@ def test_layers_are_averages_of_the_enlarged_photo_each_of_length_1(small):
     np.testing.assert_allclose(parts[0], vectors, rtol=1e-3, atol=1e-4)
 
 
-def test_photos_are_decoded_once_or_as_small_as_those_of_training_were(tmp_path):
+def test_photos_are_decoded_once_or_as_small_as_those_of_training_were(tmp_path, monkeypatch):
     """Large ones at the CNN's own size; for a captioner of small ones, at their size first."""
     write_sample(tmp_path / "set", scenes=12, seed=1)
     for path in sorted((tmp_path / "set" / "Images").iterdir()):
@@ -82,7 +82,15 @@ def test_photos_are_decoded_once_or_as_small_as_those_of_training_were(tmp_path)
     captioner = untrained(dataclasses.replace(CONFIGS["wide merge"], feature_size=1904))
     captioner.config = dataclasses.replace(captioner.config, weights_hash=encoder.weights_hash)
     small = load_image(path, 224)
+    encode, seen = Encoder.encode, []
+    monkeypatch.setattr(Encoder, "encode", lambda s, x: seen.append(x) or encode(s, x))
     assert captioner.caption(path) == captioner.caption(small)
+    captioner.save(tmp_path / "m.h5")
+    model = ("--model_path", tmp_path / "m.h5")
+    run_here("generate_caption.py", "--image_path", path, *model)
+    for pixels in seen:
+        np.testing.assert_array_equal(pixels, small[None])
+    assert len(seen) == 3
     captioner.check_features(contents[224])
     with pytest.raises(InputError, match="--photo_size 224"):
         captioner.check_features(contents[384])

@@ -182,7 +182,10 @@ def test_the_script_takes_the_options_of_train(small, tmp_path):
     done = run_here(*command)
     assert "before fine-tuning: dev cider " in done.stderr
     assert done.stdout.count("  dev cider ") == 2
-    trained, tuned = (Captioner.load(each).config.training for each in (start, path))
+    before, after = map(Captioner.load, (start, path))
+    assert len(before.photos) == 48  # of 60 scenes
+    np.testing.assert_array_equal(after.photos, before.photos)
+    trained, tuned = before.config.training, after.config.training
     assert trained.items() >= given.items()
     assert tuned.items() >= given.items()
     assert trained["data"] == tuned["data"]

@@ -140,6 +140,15 @@ def test_finished_shards_are_not_redone_and_those_of_changed_files_are(dataset, 
     assert shard_files(encoder, hash_files(paths), tmp_path / "shards") != files
 
 
+def test_a_shard_with_a_photo_that_can_be_read_again_is_redone(dataset, tmp_path, monkeypatch):
+    encoder, paths = Encoder("efficientnet_lite0", "random"), [*(dataset / "Images").iterdir()]
+    files = shard_files(encoder, hash_files(paths), tmp_path / "shards")
+    with monkeypatch.context() as patch:
+        patch.setattr(features, "try_load_image", lambda path, size=0: (None, "no memory"))
+        assert extract_features(encoder, paths, files, batch_size=5)[2] == ["no memory"] * 12
+    assert extract_features(encoder, paths, files, batch_size=5)[2] == [""] * 12
+
+
 def features_by_id(dataset) -> dict[str, bytes]:
     content = joblib.load(dataset.parent / "data" / "features.pkl")
     return {

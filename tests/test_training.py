@@ -107,7 +107,7 @@ def test_a_trained_model_is_not_replaced_without_a_word(small, tmp_path):
 
 
 def test_matrices_alone_decay():
-    """Not the biases, nor the vectors of words, which would be forgotten while they are rare."""
+    """Not the biases, nor the vectors of words."""
     decoder = untrained().decoder
     compile_for_training(decoder, options(learning_rate=1e-2, weight_decay=0.9), steps=10**6)
     variables = decoder.network.trainable_variables

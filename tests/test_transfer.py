@@ -91,11 +91,16 @@ def test_the_old_network_reads_new_words_as_unknown():
     assert offsets[0] == offsets[1] == offsets[2]
 
 
+def train_photos(small) -> list[str]:
+    return joblib.load(small / "data" / "captions.pkl")["splits"]["train"]
+
+
 @pytest.mark.long
 def test_an_ensemble_s_first_member_is_the_start_on_other_data(small, tmp_path):
     features = joblib.load(small / "data" / "features.pkl", mmap_mode="r")
     sizes = {"feature_size": 1280, "weights_hash": features["weights_hash"]}
     before, path = untrained(dataclasses.replace(CONFIG, **sizes)), tmp_path / "m.h5"
+    before.photos = np.array([7], np.uint64)
     ensemble([before, before]).save(tmp_path / "two.h5")
     command = ["train.py", "--data_dir", small / "data", "--init_from", tmp_path / "two.h5"]
     command += ["--epochs", 1, "--model_path", path]
@@ -106,6 +111,7 @@ def test_an_ensemble_s_first_member_is_the_start_on_other_data(small, tmp_path):
     after = Captioner.load(path)
     assert after.vocabulary.words == [*WORDS, *words]
     assert after.config.training["start"] == {"members": [{}, {}]}
+    assert 7 in after.photos and len(after.photos) == 1 + len(train_photos(small))
     assert "nothing is left to do" in run_here(*command, "--resume").stderr
 
 
