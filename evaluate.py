@@ -21,7 +21,7 @@ import numpy as np
 from captioning import cli
 from captioning.captions import SPLITS, load_captions
 from captioning.features import load_features
-from captioning.files import InputError, atomic_path, sha256
+from captioning.files import InputError, atomic_path, check_writable, sha256
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
@@ -51,6 +51,7 @@ def main() -> None:
     add("--seed", type=cli.seed, default=0, help="of which other image's features are given")
     args = parser.parse_args()
     model_path = args.model_path or cli.default_model()
+    check_writable(args.output_dir / "scores.json")
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
     if not text["splits"][args.split]:
         raise InputError(f"the {args.split} split is empty: choose another with --split.")

@@ -17,7 +17,7 @@ import numpy as np
 
 from captioning import cli
 from captioning.captions import END, PADDING, START, load_captions
-from captioning.features import all_photos, load_features
+from captioning.features import all_photos, finite, load_features
 from captioning.files import InputError
 
 SAMPLES = 5  # captions drawn of each photo; each one's baseline is the mean of the other four
@@ -144,13 +144,15 @@ def train_epoch(captioner, batches, seed, sample, scorer, callbacks) -> dict[str
     decoder, network = captioner.decoder, captioner.decoder.network
     rewards = []
     for step, (photos, images) in enumerate(batches):
+        finite(images)
         decoder.seed_dropouts(*seed, step)
         tokens = sample(images, (*seed, step))  # (P * S, T)
         reward = score(scorer, captioner.vocabulary, photos, tokens)  # (P, S)
         baseline = (reward.sum(axis=1, keepdims=True) - reward) / (SAMPLES - 1)  # of the others
         advantage = (reward - baseline).reshape(-1, 1)  # (P * S, 1)
 
-        # With the advantage as its weight, the cross-entropy's gradient is the policy's.
+        # With the advantage as its weight, the cross-entropy's gradient is the policy's, but for
+        # what is never sampled, as <unk>: it has its share of the softmax here.
         weights = (tokens != PADDING) * advantage / len(tokens)  # (P * S, T)
         inputs = np.pad(tokens[:, :-1], ((0, 0), (1, 0)), constant_values=START)
         images = np.repeat(images, SAMPLES, axis=0)  # (P * S, …)

@@ -10,7 +10,9 @@ stopped run loses one batch at most; the same command with --resume continues. A
 readable image is named and skipped; the exit code is 0 unless no image could be captioned."""
 
 import argparse
+import errno
 import os
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -19,9 +21,11 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.files import InputError, one_line, sha256
+from captioning.files import InputError, check_writable, one_line, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
+
+SHOWN = 5  # names of what is left out of a folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +49,8 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_decoding_options(parser)
     why = "the N best of the beam (N <= K), each with the logarithm of its probability"
     add("--num_captions", type=count, default=1, metavar="N", help=why)
-    add("--save_figure", type=Path, metavar="FILE", help="draw the photos with their captions")
+    why = "draw the photos with their captions"
+    add("--save_figure", type=cli.picture, metavar="FILE", help=why)
     add("--batch_size", type=count, default=16, help="photos per pass; more is hardly faster")
     args = parser.parse_args()
     if args.num_captions > args.beam_size:
@@ -66,6 +71,10 @@ def main() -> None:
     args = parse_arguments()
     args.model_path = args.model_path or cli.default_model()
     photos = expand(args.image_path)
+    long = [photo for photo in photos if args.sidecar and has_long_name(photo.with_suffix(".txt"))]
+    for photo in long:
+        cli.log(f"skipped: {photo}: the name of its text file would be too long")
+        del photos[photo]
     check_targets(args, photos)
     output = open_output(args)
     missing = output.open(photos)
@@ -80,10 +89,10 @@ def main() -> None:
         if args.save_figure:
             shown.append((photo, [caption for caption, _ in captions]))
     if not captioned + before:
-        raise InputError(f"none of the {len(photos)} files could be captioned.")
+        raise InputError(f"none of the {len(photos) + len(long)} files could be captioned.")
     output.close()
     if len(photos) > 1:
-        cli.log(f"{captioned} captioned, {len(missing) - captioned} skipped")
+        cli.log(f"{captioned} captioned, {len(missing) - captioned + len(long)} skipped")
     if args.save_figure:
         from captioning.plots import draw_captions
 
@@ -92,11 +101,18 @@ def main() -> None:
 
 
 def check_targets(args, photos: dict[Path, str]) -> None:
-    """Raises InputError if a photo would be overwritten, or two would be one for COCO's scorers."""
+    """Raises InputError where a file could not be written, or would replace a photo.
+
+    Also if two photos would be one for COCO's scorers.
+    """
     real = {os.path.realpath(photo) for photo in photos}
     for option, target in (("output", args.output), ("save_figure", args.save_figure)):
         if target and os.path.realpath(target) in real:
             raise InputError(f"--{option} {one_line(target)} is one of the photos: name another.")
+    if args.save_figure:
+        check_writable(args.save_figure)
+    if sys.stdout is None and not (args.output or args.sidecar):
+        raise InputError("stdout is closed: give --output FILE, or --sidecar.")
     if args.format == "coco":
         photo_of: dict[str, Path] = {}
         for photo, image_id in photos.items():
@@ -116,6 +132,7 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
         raise InputError(f"--output {args.output} is a folder: name a file.")
     if args.output.exists() and not args.output.is_file():  # a pipe, or a device
         return Stream(args.format, args.num_captions, args.output.open("w", newline="", **TEXT))
+    check_writable(args.output.with_name(args.output.name + ".partial"))
     settings = {name: getattr(args, name) for name in ("weights", "beam_size", "length_penalty")}
     if args.model_path.is_file():
         settings["model"] = sha256(args.model_path)
@@ -124,15 +141,42 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
 
 
 def expand(arguments: list[str]) -> dict[Path, str]:
-    """The files named, and the images in the folders named, each with its path from there on."""
+    """The files named, and the images in the folders named, each with its path from there on.
+
+    What else is in the folders is counted and named.
+    """
     photos: dict[Path, str] = {}
     for path in map(Path, arguments):
         folder, images = (path, list_images(path)) if path.is_dir() else (path.parent, [path])
-        if not images:
-            cli.log(f"no images in {path}: it has no file named like .jpg or .png")
+        if path.is_dir():
+            log_others(path, images)
         for image in images:
             photos.setdefault(image, image.relative_to(folder).as_posix())
     return photos
+
+
+def log_others(folder: Path, images: list[Path]) -> None:
+    """Say what in a folder is not captioned; the text files of its images go without saying."""
+    texts = {image.with_suffix(".txt") for image in images}
+    others = sorted({path for path in folder.iterdir() if path.name[0] != "."} - texts - {*images})
+    if not images:
+        cli.log(f"no images in {folder}: it has no file named like .jpg or .png")
+    for kind, left in (
+        ("folders", [path.name for path in others if path.is_dir()]),
+        ("files of other kinds", [path.name for path in others if not path.is_dir()]),
+    ):
+        if left:
+            some = ", ".join(map(one_line, left[:SHOWN])) + (", …" if len(left) > SHOWN else "")
+            cli.log(f"left out, {len(left)} {kind} in {folder}: {some}")
+
+
+def has_long_name(path: Path) -> bool:
+    """Whether the file system takes no such name."""
+    try:
+        path.lstat()
+    except OSError as error:
+        return error.errno == errno.ENAMETOOLONG
+    return False
 
 
 def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:

@@ -1,19 +1,32 @@
 """The merge network of the paper, and the Captioner: a decoder put to use, in one .h5 file."""
 
 import functools
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-import keras
+try:
+    import keras
+
+    found = keras.backend.backend(), keras.config.floatx(), keras.config.image_data_format()
+    if found != ("tensorflow", "float32", "channels_last"):
+        raise ImportError(f"it is set to {', '.join(found)}")
+except ImportError as error:  # of a backend, perhaps, that another project has set
+    raise ImportError(
+        f"Keras must be set to tensorflow, float32 and channels_last ({error}): set KERAS_BACKEND, "
+        f"or ~/.keras/keras.json, before it is imported"
+    ) from None
+
 import numpy as np
 import tensorflow as tf
 from keras import layers
+from PIL import Image
 
 from captioning.attention import AttentionDecoder
 from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
 from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import NEG_INF, beam_search
 from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
+from captioning.features import finite
 from captioning.files import InputError
 from captioning.images import array_to_pixels, image_to_pixels, load_image
 from captioning.model_file import (
@@ -108,6 +121,15 @@ class CaptionerConfig:
             if (value := getattr(self, name)) not in known:
                 raise InputError(f"its {name} is {value!r:.50}, not one of {', '.join(known)}")
 
+    @classmethod
+    def parse(cls, description: dict) -> "CaptionerConfig":
+        """The numbers that a file holds; raises InputError if one is unknown, or is not there."""
+        known = {each.name for each in fields(cls)}
+        needed = {f.name for f in fields(cls) if {f.default, f.default_factory} == {MISSING}}
+        if wrong := (needed - description.keys()) | (description.keys() - known):
+            raise InputError(f"its config lacks, or should not have, {', '.join(sorted(wrong))}")
+        return cls(**description)
+
     @property
     def features_shape(self) -> tuple[int, ...]:
         """Of one image's features: (feature_size,), or (cells, feature_size) of a grid."""
@@ -154,13 +176,14 @@ class Captioner:
         The encoder is built when the first photo comes. Raises InputError if the file is missing
         or is no captioner.
         """
-        with open_model(path) as file:
+        with open_model(path) as file:  # in such a block every fault is the file's
             words, description, photos = read_description(file)
-            config = CaptionerConfig(**description)
-            vocabulary = Vocabulary(words)
+        try:
+            vocabulary, config = Vocabulary(words), CaptionerConfig.parse(description)
             if len(vocabulary) != config.vocabulary_size:
                 raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
-        # Outside of the blocks, in which every fault would be the file's.
+        except InputError as error:
+            raise not_a_captioner(path, error) from error
         parameters = config.count_parameters()
         if 2 * parameters > Path(path).stat().st_size:  # before they are built
             raise not_a_captioner(path, f"too small for its {parameters} parameters")
@@ -216,7 +239,7 @@ class Captioner:
         if isinstance(image, str | Path):
             pixels = load_image(image, self.config.photo_size)
         else:
-            read = array_to_pixels if isinstance(image, np.ndarray) else image_to_pixels
+            read = image_to_pixels if isinstance(image, Image.Image) else array_to_pixels
             pixels = read(image, self.config.photo_size)
         return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
 
@@ -231,12 +254,13 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """The beam of every image, best first: (sentence, summed log-probability) pairs.
 
-        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`.
+        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`. Raises
+        InputError if one is NaN or infinite.
         """
         penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
         beams = []
         for start in range(0, len(features), DECODING_BATCH):
-            batch = np.asarray(features[start : start + DECODING_BATCH])
+            batch = finite(features[start : start + DECODING_BATCH])
             tokens, scores = self._searches(beam_size)(batch, penalty)  # (B, K, …), (B, K)
             for ids, sums in zip(tokens.numpy(), scores.numpy().tolist(), strict=True):
                 found = list(zip(map(self.vocabulary.decode, ids), sums, strict=True))

@@ -5,6 +5,7 @@ import numpy as np
 import tensorflow as tf
 
 from captioning.captions import PADDING, Vocabulary
+from captioning.features import finite
 from captioning.files import InputError
 
 # Tokens; batches are padded to a multiple of it. XLA compiles every width anew, 2 seconds each:
@@ -55,6 +56,7 @@ class CaptionBatches:
         The features may be memory-mapped. Without a seed one order is kept, for evaluation.
         """
         self.features, self.batch_size, self.seed, self.epoch = features, batch_size, seed, 0
+        self.fault: InputError | None = None  # what was wrong with a batch of `dataset`
         empty = -len(captions) % batch_size  # captions, which take the features of row 0
         self.rows = np.array([row for row, _ in captions] + [0] * empty)
         encoded = [vocabulary.encode(caption) for _, caption in captions] + [[]] * empty
@@ -86,20 +88,34 @@ class CaptionBatches:
         return random.permutation(positions.reshape(-1, self.batch_size))
 
     def __iter__(self):
-        """Yield ((features, inputs), targets, weights) as Keras' `fit` takes them."""
+        """Yield ((features, inputs), targets, weights) as Keras' `fit` takes them.
+
+        Raises InputError if a feature is NaN or infinite.
+        """
         for positions in self.order():
             ids = self.ids[positions, : padded(self.lengths[positions].max())]  # (B, T + 1)
             inputs, targets = ids[:, :-1], ids[:, 1:]  # (B, T) each
             weights = (targets != PADDING) * self.weight  # (B, T)
-            yield (self.features[self.rows[positions]], inputs), targets, weights
+            yield (finite(self.features[self.rows[positions]]), inputs), targets, weights
 
     def dataset(self) -> tf.data.Dataset:
-        """The same as a tf.data pipeline, its next batches made while the network works."""
+        """The same as a tf.data pipeline, its next batches made while the network works.
+
+        An InputError arrives as one of TensorFlow's, with a traceback in its text: so it is kept.
+        """
+
+        def batches():
+            try:
+                yield from self
+            except InputError as error:
+                self.fault = error
+                raise
+
         words = tf.TensorSpec((self.batch_size, None), tf.int32)  # (B, T)
         features = tf.TensorSpec((self.batch_size, *self.features.shape[1:]), self.features.dtype)
         weights = tf.TensorSpec((self.batch_size, None), tf.float32)  # (B, T)
         signature = ((features, words), words, weights)
-        dataset = tf.data.Dataset.from_generator(lambda: self, output_signature=signature)
+        dataset = tf.data.Dataset.from_generator(batches, output_signature=signature)
         dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(self)))
         options = tf.data.Options()
         # The tuner has nothing to do here, and the end of an epoch would wait 10 seconds for it.

@@ -125,7 +125,8 @@ class Recorder(keras.callbacks.Callback):
             history, curves = path.with_suffix(".csv"), path.with_suffix(".png")
             draw_curves(self.rows, self.measure, self.best(), curves)
             print(f"kept epoch {self.best()['epoch']} in {path}; history in {history} and {curves}")
-            print(f"next: python generate_caption.py --image_path x.jpg --model_path {path}")
+            if not self.diverged:
+                print(f"next: python generate_caption.py --image_path x.jpg --model_path {path}")
         if self.diverged and error is None:
             raise InputError(
                 "the loss is no longer a number: lower --learning_rate and train again."

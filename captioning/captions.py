@@ -25,15 +25,16 @@ SPLITS = ("train", "dev", "test")
 SPLIT_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
 KARPATHY_SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 POSSESSIVES = ("'s", "’s")
-NOT_TEXT = re.compile("[\0-\x1f\x7f\ud800-\udfff]")  # no file format takes these inside a word
 ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]\w*);", re.IGNORECASE)  # of HTML
-# Soft hyphens, zero-width spaces, marks of direction and of byte order. The zero-width joiner and
-# non-joiner stay: words of Persian and Hindi are spelt with them.
+# Soft hyphens, zero-width spaces, marks of direction and of byte order.
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+JOINERS = "\u200c\u200d"  # of zero width; words of Persian and Hindi are spelt with them
 # Between two letters these separate words; between two digits, as in 1,000 and 3:30, they do not.
 MARK = '(?:[,;:!?…–—―|()\\[\\]{}"“”„«»、。，；：！？]|\\.{2,})'
 SEPARATOR = re.compile(rf"(?<!\d){MARK}|{MARK}(?!\d)")
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
+SHOWN = 50  # faults of a file's lines, at most
+MAX_CAPTION_LENGTH = 20 * MAX_CAPTION_WORDS  # characters; to normalize some texts takes hours
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
 # Names of columns, by which the first line of a CSV is known for a header.
 IMAGE_COLUMNS = ("image", "images", "image_id", "image_name", "image_path")
@@ -55,7 +56,9 @@ def tokenize(caption: str) -> list[str]:
     HTML's &quot; becomes what it stands for, and invisible characters are dropped.
     """
     caption = ENTITY.sub(lambda entity: html.unescape(entity[0]), caption)
-    caption = NOT_TEXT.sub(" ", INVISIBLE.sub("", unicodedata.normalize("NFC", caption)))
+    caption = INVISIBLE.sub("", unicodedata.normalize("NFC", caption))
+    if not caption.isprintable():  # white space of any kind; what would control a terminal
+        caption = "".join(c if c.isprintable() or c in JOINERS else " " for c in caption)
     words = SEPARATOR.sub(" ", caption).lower().split()
     return [token for word in words for token in _split_word(word)]
 
@@ -81,13 +84,22 @@ class Vocabulary:
     """The words a model knows, by id: 0 padding, 1 unknown, 2 start, 3 end, then words."""
 
     def __init__(self, words: Iterable[str]):
-        """Raises InputError if the special tokens are not the first, or an entry occurs twice."""
+        """Raises InputError if the special tokens are not the first, or an entry occurs twice.
+
+        Also if one is no word: words may come from a stranger's file, and are printed as they are.
+        """
         self.words = list(words)
         self.ids = {word: i for i, word in enumerate(self.words)}
         if tuple(self.words[: len(SPECIAL_TOKENS)]) != SPECIAL_TOKENS:
             raise InputError(f"a vocabulary must begin with {' '.join(SPECIAL_TOKENS)}")
         if len(self.ids) != len(self.words):
             raise InputError("a vocabulary must not hold a word twice")
+        for word in self.words:
+            visible = "".join(c for c in word if c not in JOINERS)
+            if not visible.isprintable() or not visible.strip() or " " in word:
+                raise InputError(f"the vocabulary's {word!r:.50} is not of visible characters")
+            if len(word) > MAX_WORD_LENGTH:
+                raise InputError(f"{word[:20]}… is longer than {MAX_WORD_LENGTH} characters")
 
     @classmethod
     def from_captions(cls, captions: Iterable[str], min_word_count: int = 1) -> "Vocabulary":
@@ -128,6 +140,8 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
     splits = None
+    if text.lstrip()[:1] == "[":
+        raise InputError(f"{path} is a JSON list, which is not read. Make it a CSV: image,caption.")
     if text.lstrip()[:1] == "{":
         rows, splits = _read_karpathy(path, text)
     elif re.match(r"[^\t\n]+#\d+\t", text.lstrip()):
@@ -135,21 +149,36 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
     else:
         rows = _read_csv(path, text)
     captions: dict[str, list[str]] = {}
+    faults = []  # of all lines, so that they can be mended at once
     for where, name, caption in rows:
         name = image_id_of(name)
         parts = PurePosixPath(name.replace("\\", "/")).parts
         if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
             name = repr(one_line(name))
-            raise InputError(f"{where}: {name} is not a file name inside the images folder.")
-        tokens = tokenize(caption)
-        if not 1 <= len(tokens) <= MAX_CAPTION_WORDS:
-            long = f"has {len(tokens)} words; at most {MAX_CAPTION_WORDS} are allowed. Shorten it"
-            fault = long if tokens else "is empty. Write one"
-            raise InputError(f"{where}: the caption of {one_line(name)} {fault} or drop it.")
+            faults.append(f"{where}: {name} is not a file name inside the images folder.")
+            continue
+        tokens = tokenize(caption[:MAX_CAPTION_LENGTH])
         captions.setdefault(name, []).append(" ".join(tokens))
+        if fault := _fault(caption, tokens):
+            faults.append(f"{where}: the caption of {one_line(name)} {fault} or drop it.")
+    if faults:
+        more = f"\n… and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise InputError("\n".join(faults[:SHOWN]) + more)
     if not captions:
         raise InputError(f"{path} holds no captions.")
     return captions, splits
+
+
+def _fault(caption: str, tokens: list[str]) -> str:
+    """What is wrong with a caption and the first half of the fix; "" if nothing is."""
+    if len(caption) > MAX_CAPTION_LENGTH:
+        long = f"has {len(caption)} characters; at most {MAX_CAPTION_LENGTH} are allowed"
+        return f"{long}. Shorten it"
+    if len(tokens) > MAX_CAPTION_WORDS:
+        return f"has {len(tokens)} words; at most {MAX_CAPTION_WORDS} are allowed. Shorten it"
+    if not caption.strip():
+        return "is empty. Write one"
+    return "" if tokens else "has no word, neither letter nor digit. Write one"
 
 
 def image_id_of(name: str) -> str:

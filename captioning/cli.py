@@ -2,23 +2,27 @@
 
 import argparse
 import contextlib
+import faulthandler
 import importlib.util
 import logging
+import math
 import os
 import sys
+import tempfile
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from tqdm import tqdm
 
 from captioning.captions import LENGTH_PENALTY
-from captioning.files import ROOT, InputError, one_line
+from captioning.files import ROOT, InputError, check_writable, one_line
 
 TRAINED = Path("models/caption_model.h5")  # train.py's default
 INCLUDED = ROOT / "models" / "flickr8k_captioner.h5"
 # Those of model.DECODERS, for --help, which does not import TensorFlow.
 DECODER_NAMES = ("merge", "attention")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
 
@@ -59,6 +63,16 @@ positive_int = number(int, lambda value: value >= 1, "1 or more")
 seed = number(int, lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}")
 positive_float = number(float, lambda value: 0 < value < float("inf"), "above 0")
 fraction = number(float, lambda value: 0 <= value < 1, "from 0 to below 1")
+finite = number(float, math.isfinite, "a finite number")
+
+
+def picture(text: str) -> Path:
+    """An argparse type: a file to draw to, its suffix one of `PICTURE_SUFFIXES`."""
+    path = Path(text)
+    if path.suffix.lower() not in PICTURE_SUFFIXES:
+        names = ", ".join(PICTURE_SUFFIXES)
+        raise argparse.ArgumentTypeError(f"{text} is not a picture's name: it must end in {names}")
+    return path
 
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
@@ -105,18 +119,20 @@ def add_training_options(
 
 
 def check_model_path(path: Path, replace: bool) -> None:
-    """Raises InputError if `path` is not named .h5, or is there already and must stay."""
+    """Raises InputError if `path` is not named .h5, cannot be written, or must not be replaced."""
     if path.suffix != ".h5":
         raise InputError(f"--model_path {path}: its name must end in .h5")
     if path.exists() and not replace:
         raise InputError(
             f"{path} is there already. Give --overwrite, or name another --model_path."
         )
+    check_writable(path)
 
 
 def check_training(args: argparse.Namespace, start: Path | None) -> None:
     """Raises InputError where a training, from the model `start` if any, cannot write its files."""
     check_model_path(args.model_path, args.overwrite or args.resume)
+    check_writable(args.model_path.with_suffix(".checkpoint.npz"))  # the longest of its names
     if start is not None and start.resolve() == args.model_path.resolve():
         raise InputError(f"{start} would be overwritten: name another file by --model_path.")
     if folder := args.tensorboard:
@@ -134,7 +150,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     why = "hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions"
     add("--beam_size", type=positive_int, default=1, metavar="K", help=why)
     why = "ranks a beam by log-probability / length ** penalty: 0 favours short captions, 1 long"
-    add("--length_penalty", type=float, default=LENGTH_PENALTY, help=why)
+    add("--length_penalty", type=finite, default=LENGTH_PENALTY, help=why)
 
 
 def default_model() -> Path:
@@ -161,31 +177,60 @@ def progress(total: int, unit: str, title: str | None = None, leave: bool = True
 
 
 def load_tensorflow() -> None:
-    """Import TensorFlow without its start-up notes, which no setting of its own silences."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    try:
-        with open(os.devnull, "w") as nowhere:  # noqa: PTH123 - a device, not a path of ours
-            os.dup2(nowhere.fileno(), 2)  # the notes come from C++, below sys.stderr
-        import tensorflow  # noqa: F401
+    """Import TensorFlow and Keras, as this repository needs them: another project's settings go.
 
-        # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+    TensorFlow's start-up notes, which no setting of its own silences, show if the import fails.
+    """
+    os.environ["KERAS_BACKEND"] = "tensorflow"
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with contextlib.nullcontext() if "tensorflow" in sys.modules else _kept_stderr():
+        import tensorflow  # noqa: F401
+    import keras
+
+    keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
+    keras.config.set_image_data_format("channels_last")
+    # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
+    logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+@contextlib.contextmanager
+def _kept_stderr() -> Iterator[None]:
+    """Keep back what is written to stderr, also by C++, below sys.stderr; show it on a failure."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # closed
+        yield
+        return
+    faulthandler.enable(stderr)  # a crash is shown all the same
+    try:
+        with tempfile.TemporaryFile() as notes:
+            os.dup2(notes.fileno(), 2)
+            try:
+                yield
+            except Exception:
+                notes.seek(0)
+                os.write(stderr, notes.read())
+                raise
     finally:
         os.dup2(stderr, 2)
+        faulthandler.enable(2)
         os.close(stderr)
 
 
 def run(main: Callable[[], None], resume: str = "") -> None:
     """Run a script's `main` and exit; `resume` tells how to continue after Ctrl-C."""
     warnings.filterwarnings("ignore", module="PIL")  # of photos that it can read
-    for stream in (sys.stdout, sys.stderr):  # file names may be in any encoding
-        stream.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if sys.stderr is None:  # no console, or closed
+        sys.stderr = open(os.devnull, "w")  # noqa: PTH123, SIM115 - to the end of the process
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(encoding="utf-8", errors="surrogateescape")  # of names of files
     code = FAILED
     try:
         main()
-        sys.stdout.flush()
+        if sys.stdout is not None:
+            sys.stdout.flush()
         code = DONE
     except KeyboardInterrupt:
         code = INTERRUPTED
@@ -194,7 +239,7 @@ def run(main: Callable[[], None], resume: str = "") -> None:
         pass
     except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be read
         log(f"error: {error}")
-    if code == FAILED:  # flushing the rest of stdout would fail again, with a traceback
-        with contextlib.suppress(OSError):
+    if code == FAILED and sys.stdout is sys.__stdout__ is not None:
+        with contextlib.suppress(OSError):  # flushing the rest would fail again, with a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

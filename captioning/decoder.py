@@ -9,6 +9,7 @@ import tensorflow as tf
 from keras import layers
 
 from captioning.captions import PADDING
+from captioning.features import finite
 
 # Typical length of an image's vector before its Dense layer. With 1 Adam takes long to let the
 # image in, and captions stay general (benchmarks/quality.md).
@@ -188,12 +189,15 @@ class Decoder(ABC):
         return self.word_dropout(self.embedding(tokens))
 
     def standardize(self, features: np.ndarray, rows: list[int]) -> None:
-        """Set the inputs' moments to those of rising `rows` of features (N, [cells,] size)."""
+        """Set the inputs' moments to those of rising `rows` of features (N, [cells,] size).
+
+        Raises InputError if one is NaN or infinite.
+        """
         size = features.shape[-1]
         for made in self.feature_inputs.values():
             sums = np.zeros((3, size))
             for start in range(0, len(rows), 256):  # all images' cells would not fit into memory
-                batch = np.asarray(features[rows[start : start + 256]], np.float64)
+                batch = finite(features[rows[start : start + 256]]).astype(np.float64)
                 vectors = (batch.mean(axis=1) if made.pooled else batch).reshape(-1, size)
                 vectors = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
                 sums += [np.full(size, len(vectors)), vectors.sum(0), np.square(vectors).sum(0)]

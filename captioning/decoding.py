@@ -85,8 +85,10 @@ def _decode(step: Callable, state, scores, max_length: int, choose: Callable):
     def extend(position, last, sequences, scores, finished, state):
         logits, state = step(last, state)  # (W, V)
         ids = tf.range(logits.shape[-1])  # (V,)
-        # The ids below END are padding, unknown and start, which are never produced.
-        log_probs = tf.where(ids < END, NEG_INF, tf.nn.log_softmax(logits))
+        # The ids below END are padding, unknown and start, which are never produced; nor is an END
+        # before the first word: an empty caption says nothing.
+        forbidden = (ids < END) | ((ids == END) & (position == 0))
+        log_probs = tf.where(forbidden, NEG_INF, tf.nn.log_softmax(logits))
         # A finished sequence continues with PADDING alone, at no cost.
         finished_row = tf.where(ids == PADDING, 0.0, NEG_INF)
         log_probs = tf.where(finished[:, None], finished_row, log_probs)

@@ -147,7 +147,7 @@ def encode_shard(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Of the M readable images features (M, *features_shape) and hashes of pixels (M,), all errors.
 
-    An image that is readable has the error "".
+    An image that is readable has the error "". Raises InputError where features are not finite.
     """
     features = [np.empty((0, *encoder.features_shape), encoder.dtype)]
     errors, hashes, batch = [], [], []
@@ -164,7 +164,7 @@ def encode_shard(
                 batch.append(pixels)
                 hashes.append(pixels_hash)
             if len(batch) == batch_size or (len(errors) == len(paths) and batch):
-                features.append(encoder.encode(np.stack(batch)))  # (batch_size, …)
+                features.append(finite(encoder.encode(np.stack(batch))))  # (batch_size, …)
                 batch = []
             done(1)
     return np.concatenate(features), np.array(hashes, np.uint64), errors
@@ -251,6 +251,17 @@ def all_photos(parts: list[np.ndarray | None]) -> np.ndarray | None:
     """The hashes of several lists of photos, each once, (N,) uint64; None where a list is."""
     unknown = any(part is None for part in parts)
     return None if unknown else np.unique(np.concatenate(parts))
+
+
+def finite(features: np.ndarray) -> np.ndarray:
+    """The same features, as an array; raises InputError if one is NaN or infinite."""
+    features = np.asarray(features)
+    if not np.isfinite(features).all():
+        raise InputError(
+            "features that are NaN or infinite: features.pkl is damaged, or the CNN's weights are. "
+            "Run preprocess.py again, with other --weights if it says the same."
+        )
+    return features
 
 
 def load_features(folder: Path) -> dict:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import secrets
 import shutil
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,10 +59,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             shutil.copymode(target, temporary)
         temporary.replace(target)
     except OSError as error:
-        raise InputError(
-            f"cannot write {one_line(path)}: {error.strerror or one_line(error)}. "
-            f"Free space, or name another place."
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # a folder that cannot be read holds no file of ours
             temporary.unlink(missing_ok=True)
@@ -73,6 +71,28 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):  # gone already, or not ours to remove
             if time.time() - left.stat().st_mtime > ABANDONED:
                 left.unlink()
+
+
+def check_writable(path: str | Path) -> None:
+    """Raises InputError if `atomic_path` could not write there: known before the work is done."""
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise InputError(f"{one_line(path)} is a folder: name a file.")
+    try:
+        with contextlib.suppress(FileNotFoundError):
+            target.lstat()  # fails if the name is too long
+        # Its folder may be made later, in the nearest one that there is.
+        with tempfile.TemporaryFile(dir=next(p for p in target.parents if p.exists())):
+            pass
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: str | Path, error: OSError) -> InputError:
+    return InputError(
+        f"cannot write {one_line(path)}: {error.strerror or one_line(error)}. "
+        f"Free space, or name another place."
+    )
 
 
 def save_pickle(value: dict, path: str | Path) -> None:

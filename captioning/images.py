@@ -2,30 +2,29 @@
 
 import contextlib
 import math
-import struct
 import threading
-import zlib
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from captioning.files import InputError, is_file, one_line
 
 READING = 2  # counts how photos have been read; features of photos read otherwise are made anew
 IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
-IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"])
+IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".png", ".tif", ".tiff", ".webp"])
+IMAGE_SUFFIXES |= {".jpg", ".jpeg", ".jpe", ".jfif"}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what else Pillow opens may start programs
 MAX_PIXELS = 50_000_000  # of what is decoded; a larger JPEG is decoded small
 LARGE = 4_000_000  # pixels, from which on images are decoded one at a time
 RANGES = (1, 255, 1023, 4095, 16383, 65535)  # of floats, then of 8, 10, 12, 14 and 16 bits
-ORIENTATION = 0x0112  # EXIF's tag
+ORIENTATION = 0x0112  # EXIF's tag, and what undoes each of its values but 1
+FLIPS = Image.Transpose
+UPRIGHT = {2: FLIPS.FLIP_LEFT_RIGHT, 3: FLIPS.ROTATE_180, 4: FLIPS.FLIP_TOP_BOTTOM}
+UPRIGHT |= {5: FLIPS.TRANSPOSE, 6: FLIPS.ROTATE_270, 7: FLIPS.TRANSVERSE, 8: FLIPS.ROTATE_90}
 ONE_LARGE_IMAGE = threading.Lock()  # so that threads do not each take a gigabyte
-
-# What Pillow's decoders are seen to raise on broken files.
-BROKEN_IMAGE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError)
-BROKEN_IMAGE += (struct.error, zlib.error, MemoryError, Image.DecompressionBombError)
 
 
 def load_image(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
@@ -37,14 +36,22 @@ def load_image(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
     name = one_line(path)
     if not is_file(path):
         raise InputError(f"{name}: no such image file")
-    try:
-        with Image.open(path, formats=FORMATS) as image:
+    with contextlib.ExitStack() as stack:
+        with _decoding(name):
+            image = stack.enter_context(Image.open(path, formats=FORMATS))
             # A large JPEG is decoded at a half, a quarter or an eighth, with twice the size left.
             image.draft(None, (2 * size, 2 * size))
-            return image_to_pixels(image, size)
-    except BROKEN_IMAGE as error:
-        reason = getattr(error, "strerror", None) or one_line(error)  # without the path
-        if isinstance(error, UnidentifiedImageError):  # whose own words repeat it
+        return image_to_pixels(image, size, name)
+
+
+@contextlib.contextmanager
+def _decoding(name: str) -> Iterator[None]:
+    """Whatever a library raises on reading an image is that image's fault: an InputError."""
+    try:
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or one_line(error) or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):  # whose own words repeat the path
             reason = f"it is none of {', '.join(FORMATS)}, or is cut off"
         raise InputError(f"{name}: not a readable image ({reason})") from error
 
@@ -57,23 +64,47 @@ def try_load_image(path: str | Path, size: int = IMAGE_SIZE) -> tuple[np.ndarray
         return None, str(error)
 
 
-def image_to_pixels(image: Image.Image, size: int = IMAGE_SIZE) -> np.ndarray:
-    """Turn an open image of any mode into (size, size, 3) uint8, as `load_image` does."""
+def image_to_pixels(
+    image: Image.Image, size: int = IMAGE_SIZE, name: str = "the image"
+) -> np.ndarray:
+    """Turn an open image of any mode into (size, size, 3) uint8, as `load_image` does.
+
+    Raises InputError, with the `name`, if it is too large or cannot be decoded.
+    """
     count = image.width * image.height
     if count > MAX_PIXELS:
-        raise ValueError(f"{count} pixels are more than {MAX_PIXELS}")
+        reason = f"{count} pixels are more than {MAX_PIXELS}"
+        raise InputError(f"{name}: not a readable image ({reason})")
     with ONE_LARGE_IMAGE if count > LARGE else contextlib.nullcontext():
-        image = ImageOps.exif_transpose(_eight_bits(image))
-        if image.has_transparency_data:  # what is transparent is seen on white
-            image = image.convert("RGBA")
-            image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-        # Pillow's filters widen with the reduction, so this is antialiased.
-        return np.asarray(image.convert("RGB").resize((size, size), Image.BICUBIC))
+        # What is not in such a block is our own code, whose faults are not the image's.
+        with _decoding(name):
+            deep, stated = _deep_values(image)  # first, for it asks the file
+            orientation = image.getexif().get(ORIENTATION)
+        if deep is not None:
+            alpha = deep.shape[2:] in ((2,), (4,))  # the last channel, always of the full range
+            parts = [to_bytes(deep[..., :-1] if alpha else deep, stated)]
+            parts += [to_bytes(deep[..., -1:], RANGES[-1])] if alpha else []
+            image = Image.fromarray(np.concatenate(parts, axis=-1))
+        with _decoding(name):
+            if image.has_transparency_data:  # what is transparent is seen on white
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+            if orientation in UPRIGHT:
+                image = image.transpose(UPRIGHT[orientation])
+            # Pillow's filters widen with the reduction, so this is antialiased.
+            return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
 
 
-def array_to_pixels(values: np.ndarray, size: int = IMAGE_SIZE) -> np.ndarray:
-    """(H, W), or (H, W, 1), 3 or 4, of bytes, deeper numbers or floats -> (size, size, 3) uint8."""
-    values = np.asarray(values)
+def array_to_pixels(values, size: int = IMAGE_SIZE) -> np.ndarray:
+    """(H, W), or (H, W, 1), 3 or 4, of bytes, deeper numbers or floats -> (size, size, 3) uint8.
+
+    Lists of such numbers will do. Raises InputError for anything else.
+    """
+    try:
+        values = np.asarray(values)
+    except ValueError as error:  # rows of different lengths
+        raise InputError(f"an image is an array, or a path, or Pillow's ({error})") from error
     channels = values.shape[2:] or (1,)
     if values.ndim not in (2, 3) or channels not in ((1,), (3,), (4,)) or not values.size:
         raise InputError(f"an image is (height, width[, 1, 3 or 4]), not {values.shape}")
@@ -102,39 +133,34 @@ def to_bytes(values: np.ndarray, stated: int | None = None) -> np.ndarray:
     return (scaled + np.float32(1e-3)).astype(np.uint8)  # 119.9999 is 120
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """The image itself, or if its pixels have more than 8 bits, one of 8, equally oriented."""
+def _deep_values(image: Image.Image) -> tuple[np.ndarray | None, int | None]:
+    """Pixels of more than 8 bits (H, W[, 2 to 4]), and the range that their file states, if any.
+
+    None where Pillow's own conversion will do.
+    """
     unread = getattr(image, "tile", [])  # parts of a file; empty of an image that is in memory
     grey = image.mode.startswith(("I", "F"))  # which Pillow would clip, not scale
     if not grey and ";16" not in str(unread):  # colours, of which Pillow takes the upper 8 bits
-        return image
+        return None, None
     stated = _stated_range(image) if unread else None
     if grey:
-        made = Image.fromarray(to_bytes(np.array(image), stated))
-    elif image.format == "PNG":
-        made = _png_colours(image, stated)
-    elif np.array(image).max() < 64:
+        return np.array(image), stated
+    if image.format == "PNG":
+        return _png_colours(image), stated
+    if np.array(image).max() < 64:
         raise ValueError("its 16-bit colours are of fewer bits, or very dark: save 8 bits")
-    else:
-        return image
-    made.getexif()[ORIENTATION] = image.getexif().get(ORIENTATION, 1)
-    return made
+    return None, None
 
 
-def _png_colours(image: Image.Image, stated: int | None) -> Image.Image:
-    """A PNG of 16-bit colours, which Pillow cannot read in full."""
+def _png_colours(image: Image.Image) -> np.ndarray:
+    """A PNG's 16-bit colours (H, W, 2 to 4) uint16, which Pillow cannot read in full."""
     import tensorflow as tf
 
     image.fp.seek(0)
     try:
-        values = tf.io.decode_png(image.fp.read(), dtype=tf.uint16).numpy()  # (H, W, 2 to 4)
+        return tf.io.decode_png(image.fp.read(), dtype=tf.uint16).numpy()
     except tf.errors.OpError as error:
         raise ValueError("its pixels are broken") from error
-    alpha = values.shape[2] % 2 == 0  # the last channel, always of the full range
-    parts = [to_bytes(values[..., :-1] if alpha else values, stated)]
-    if alpha:
-        parts.append(to_bytes(values[..., -1:], RANGES[-1]))
-    return Image.fromarray(np.concatenate(parts, axis=2))
 
 
 def _stated_range(image: Image.Image) -> int | None:
@@ -158,7 +184,7 @@ def typical_side(paths: list[Path]) -> int:
     """The median of the photos' sides, in pixels, each that of a square as large; 0 of none."""
 
     def side(path: Path) -> float:
-        with contextlib.suppress(*BROKEN_IMAGE), Image.open(path, formats=FORMATS) as image:
+        with contextlib.suppress(Exception), Image.open(path, formats=FORMATS) as image:
             return math.sqrt(image.width * image.height)
         return 0
 

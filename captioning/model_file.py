@@ -80,7 +80,7 @@ def open_model(path: str | Path) -> Iterator[h5py.File]:
     try:
         with h5py.File(path) as file:
             yield file
-    except (InputError, OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError) as error:
         raise not_a_captioner(path, error) from error
 
 
@@ -125,7 +125,10 @@ def read_arrays(file: h5py.File, network: keras.Model) -> None:
             if dataset.shape != tuple(variable.shape) or dataset.dtype not in PRECISIONS:
                 found = f"{dataset.shape} {dataset.dtype}"
                 raise ValueError(f"{variable.path} is {found}, not {variable.shape} float32")
-            variable.assign(dataset[:])
+            values = dataset[:]
+            if not np.isfinite(values).all():
+                raise ValueError(f"{variable.path} is NaN or infinite in places")
+            variable.assign(values)
 
 
 def _plain_dataset(file: h5py.File, place: str) -> h5py.Dataset:

@@ -42,7 +42,10 @@ class Stream:
         """The rows of a photo, whatever `open` has been told."""
         for caption, score in captions:
             name = image_id if self.form == "coco" else path
-            self.stream.write(self._row([name, caption, round(score, 4)][: len(self.columns)]))
+            row = self._row([name, caption, round(score, 4)][: len(self.columns)])
+            if self.form != "tsv":  # a name in another encoding would not be UTF-8: \\udcff
+                row = row.encode("utf-8", "backslashreplace").decode()
+            self.stream.write(row)
             self.stream.flush()
             self.empty = False
 

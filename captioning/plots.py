@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from captioning.files import InputError, atomic_path, one_line
+from captioning.files import atomic_path, one_line
 from captioning.images import load_image
 
 MAX_IMAGES = 24  # in one picture; more would be too small to look at
@@ -110,7 +110,5 @@ def draw_description(
 
 
 def _save(figure: Figure, target: Path) -> None:
-    if target.suffix.lower().lstrip(".") not in figure.canvas.get_supported_filetypes():
-        raise InputError(f"{target}: not a picture format. Name it .png, .jpg, .pdf or .svg.")
     with atomic_path(target) as path:
         figure.savefig(path, dpi=120, bbox_inches="tight")

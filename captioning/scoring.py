@@ -128,6 +128,8 @@ def constant_caption(training: dict[str, list[str]]) -> str:
     scores = np.zeros(len(captions))
     for n in ORDERS:
         columns = np.flatnonzero(orders == n)
+        if not len(columns):  # of captions of a word or two
+            continue
         vectors = normalize(counts[:, columns].multiply(weights[columns]).tocsr())
         for length in np.unique(lengths):
             near = share * np.exp(-((lengths - length) ** 2) / (2 * CIDER_SIGMA**2))  # (C,)

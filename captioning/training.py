@@ -77,8 +77,8 @@ def fit(
     """Train a captioner with Keras' fit; the best epoch ends in its file.
 
     Its network ends as the last epoch left it. Examples are features of dev images by id, which
-    are captioned after each epoch. Raises InputError if the loss is no longer a number, or the run
-    cannot be resumed.
+    are captioned after each epoch. Raises InputError if features or the loss are not finite, or the
+    run cannot be resumed.
     """
     decoder, network = captioner.decoder, captioner.decoder.network
     compile_for_training(decoder, options, options.epochs * len(train))
@@ -90,16 +90,19 @@ def fit(
 
     seeds = keras.callbacks.LambdaCallback(on_epoch_begin=seed)
     with recorder:
-        if not recorder.should_stop():
-            network.fit(
-                train.dataset(),
-                validation_data=dev.dataset() if dev else None,
-                initial_epoch=len(recorder.rows),
-                epochs=options.epochs,
-                callbacks=[seeds, *recorder.callbacks(examples)],
-                verbose=0,
-                shuffle=False,  # the batches have their own order
-            )
+        try:
+            if not recorder.should_stop():
+                network.fit(
+                    train.dataset(),
+                    validation_data=dev.dataset() if dev else None,
+                    initial_epoch=len(recorder.rows),
+                    epochs=options.epochs,
+                    callbacks=[seeds, *recorder.callbacks(examples)],
+                    verbose=0,
+                    shuffle=False,  # the batches have their own order
+                )
+        except tf.errors.OpError as error:
+            raise train.fault or (dev and dev.fault) or error from error
     return recorder
 
 

@@ -33,7 +33,8 @@ def main() -> None:
     add = parser.add_argument
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the examples")
-    add("--save_figure", type=Path, default="data/description.png", help="the picture to write")
+    why = "the picture to write"
+    add("--save_figure", type=cli.picture, default="data/description.png", help=why)
     add("--seed", type=cli.seed, default=0, help="of which photos are examples")
     args = parser.parse_args()
     features, text = load_features(args.data_dir), load_captions(args.data_dir)

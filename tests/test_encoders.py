@@ -1,131 +1,17 @@
 """Images to pixels to features."""
 
 import urllib.request
-import zlib
 
 import h5py
 import joblib
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 from helpers import ROOT, run_here
-from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from captioning.encoders import VGG16_FILE, Encoder
-from captioning.images import IMAGE_SIZE, array_to_pixels, image_to_pixels, load_image
-
-# -- pixels ----------------------------------------------------------------------------------------
-
-
-def noise(height: int, width: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
-
-
-@pytest.mark.parametrize("orientation", [1, 6])
-def test_a_photo_is_squashed_not_cropped_and_turned_as_its_exif_says(tmp_path, orientation):
-    photo = Image.new("RGB", (200, 100), "red")
-    photo.paste("blue", (100, 0, 200, 100))
-    exif = Image.Exif()
-    exif[0x0112] = orientation  # 6: to be turned a quarter clockwise, the left side to the top
-    photo.save(tmp_path / "x.png", exif=exif)
-    pixels = load_image(tmp_path / "x.png")
-    assert pixels.shape == (IMAGE_SIZE, IMAGE_SIZE, 3)
-    if orientation == 6:
-        pixels = pixels.transpose(1, 0, 2)
-    assert (pixels[:, 0] == [255, 0, 0]).all()
-    assert (pixels[:, -1] == [0, 0, 255]).all()
-
-
-def test_an_image_of_the_right_size_is_untouched(tmp_path):
-    image = noise(224, 224)
-    image.save(tmp_path / "x.png")
-    np.testing.assert_array_equal(load_image(tmp_path / "x.png"), np.asarray(image))
-
-
-def test_reduction_is_antialiased():
-    """One-pixel stripes become grey, not a beat of black and white."""
-    stripes = np.zeros((1000, 1000, 3), np.uint8)
-    stripes[:, ::2] = 255
-    pixels = image_to_pixels(Image.fromarray(stripes)).astype(int)
-    assert np.abs(pixels[8:-8, 8:-8] - 128).max() < 16
-
-
-@pytest.mark.parametrize(
-    ("mode", "colour", "expected"),
-    [
-        ("L", 128, (128, 128, 128)),
-        ("1", 1, (255, 255, 255)),
-        ("P", 0, (0, 0, 0)),
-        ("RGBA", (0, 0, 255, 0), (255, 255, 255)),  # transparent: white
-        ("LA", (10, 255), (10, 10, 10)),
-        ("CMYK", (0, 255, 255, 0), (255, 0, 0)),
-        ("I;16", 32768, (127, 127, 127)),  # scaled, not clipped to white
-        ("F", 64.0, (64, 64, 64)),
-    ],
-)
-def test_any_mode_becomes_rgb(mode, colour, expected):
-    assert (image_to_pixels(Image.new(mode, (9, 9), colour)) == expected).all()
-
-
-GREY = np.linspace(20, 220, 40 * 40).reshape(40, 40)  # of 8 bits
-
-
-@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_deep_pixels_are_scaled_by_their_range(bits, tmp_path):
-    """In files and arrays of 16 and 32 bits, grey and in colours: not black, not clipped."""
-    values = np.round(GREY * (2**bits - 1) / 255).astype(np.uint16)
-    colours = np.stack([values] * 3, axis=-1)
-    for name, array in (("grey.png", values[..., None]), ("colours.png", colours)):
-        (tmp_path / name).write_bytes(tf.io.encode_png(array).numpy())
-    Image.fromarray(values.astype(np.int32)).save(tmp_path / "grey.tif")
-    read = [load_image(path) for path in tmp_path.iterdir()]
-    read += [array_to_pixels(values), array_to_pixels(colours.astype(np.int64))]
-    for pixels in read:
-        assert pixels.mean() == pytest.approx(GREY.mean(), abs=1)
-
-
-def test_floats_from_0_to_1_are_not_black(tmp_path):
-    values = (GREY / 255).astype(np.float32)
-    Image.fromarray(values).save(tmp_path / "x.tif")
-    for pixels in (load_image(tmp_path / "x.tif"), array_to_pixels(values[..., None])):
-        assert pixels.mean() == pytest.approx(GREY.mean(), abs=1)
-    values[0, 0] = np.inf
-    assert array_to_pixels(values).mean() == pytest.approx(GREY.mean(), abs=1)
-
-
-def test_a_stated_range_goes_before_the_usual_one(tmp_path):
-    """A dark photo of 12 bits stays dark."""
-    dark = np.round(GREY / 8 * 4095 / 255).astype(np.uint16)
-    content = tf.io.encode_png(dark[..., None]).numpy()
-    chunk = b"sBIT\x0c"
-    chunk = b"\0\0\0\x01" + chunk + zlib.crc32(chunk).to_bytes(4)
-    (tmp_path / "x.png").write_bytes(content[:33] + chunk + content[33:])  # after the header
-    Image.fromarray(dark.astype(np.int32)).save(tmp_path / "x.tif", tiffinfo={281: 4095})
-    for name in ("x.png", "x.tif"):
-        assert load_image(tmp_path / name).mean() == pytest.approx(GREY.mean() / 8, abs=1), name
-
-
-def test_the_caller_s_own_photo_stays_as_it_was(tmp_path):
-    Image.new("RGB", (2400, 1800)).save(tmp_path / "x.jpg")
-    image = Image.open(tmp_path / "x.jpg")
-    image_to_pixels(image)
-    assert image.size == (2400, 1800)
-
-
-def test_a_large_jpeg_is_decoded_small(tmp_path):
-    """Decoding at a quarter, then resizing, shows what decoding in full does, but for rounding."""
-    scene = noise(12, 16).resize((2400, 1800), Image.Resampling.BICUBIC)
-    scene.save(tmp_path / "large.jpg", quality=95)
-    full = Image.open(tmp_path / "large.jpg").convert("RGB")
-    full = np.asarray(full.resize((224, 224), Image.Resampling.BICUBIC), float)
-    difference = np.abs(load_image(tmp_path / "large.jpg") - full)
-    assert 0 < difference.mean() < 1  # of 255; not 0, or it was decoded in full
-    assert difference.max() < 16
-
-
-# -- features --------------------------------------------------------------------------------------
+from captioning.images import load_image
 
 
 def test_lite0_names_what_is_in_a_photo():

@@ -2,6 +2,7 @@
 
 import json
 import os
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -79,6 +80,11 @@ def photos(content):
     return lambda file: file[GROUP].__setitem__("photos", content)
 
 
+def word(text):
+    """The last word is that text."""
+    return array(VOCABULARY, data=np.array([each.encode() for each in [*WORDS[:-1], text]]))
+
+
 def group_for_array(file):
     del file[KERNEL]
     file.create_group(KERNEL)
@@ -97,7 +103,10 @@ CRAFTED = {
     "units that are true": (claim(units=True), "not of type int"),
     "not a number": (claim(dropout=float("nan")), "dropout is nan"),
     "another encoder": (claim(encoder="os.system"), "its encoder is 'os.system'"),
-    "an unknown field": (claim(code="x"), "unexpected keyword argument 'code'"),
+    "an unknown field": (claim(code="x"), "should not have, code"),
+    "a field that is missing": (says("{}"), "lacks, or should not have, encoder, feature_size"),
+    "a weight that is NaN": (array(KERNEL, data=np.full(SHAPE, np.nan, "f2")), "kernel is NaN"),
+    "an infinite weight": (array(KERNEL, data=np.full(SHAPE, np.inf, "f4")), "kernel is NaN or"),
     "config of lists": (says("[" * 5000), "is not a captioner"),
     "config of many": (says(["{}"] * 9), "config is an array"),
     "kernel elsewhere": (link(KERNEL, h5py.ExternalLink("/etc/passwd", "/x")), "kernel is a link"),
@@ -120,6 +129,11 @@ CRAFTED = {
     "words that are numbers": (array(VOCABULARY, data=np.arange(44)), "not strings"),
     "no special words": (array(VOCABULARY, data=np.array([*WORDS[1:], "x"], "S")), "begin with"),
     "a word twice": (array(VOCABULARY, data=TWICE), "a word twice"),
+    "an escape sequence": (word("\x1b[2J"), r"'\\x1b\[2J' is not of visible characters"),
+    "a word with a tab": (word("a\tb"), "is not of visible characters"),
+    "a word with a space": (word("a b"), "'a b' is not of visible characters"),
+    "a word with none": (word("\u200d"), "is not of visible characters"),
+    "a word without end": (word("x" * 101), "is longer than 100 characters"),
     "words not in UTF-8": (array(VOCABULARY, data=np.array([b"\xff"] * 44)), "is not a captioner"),
 }
 
@@ -136,6 +150,15 @@ def test_a_crafted_file_is_refused_in_one_line_and_little_memory(
     assert str(error.value).isprintable()
     assert str(model) in str(error.value)
     assert memory.taken < 300
+
+
+def test_a_fault_of_our_own_is_not_the_file_s(model, monkeypatch):
+    for place in ("Vocabulary", "CaptionerConfig.parse", "build_decoder"):
+        for error in (KeyError("a bug"), ValueError("a bug"), TypeError("a bug")):
+            with monkeypatch.context() as patch:
+                patch.setattr(f"model.{place}", mock.Mock(side_effect=error))
+                with pytest.raises(type(error), match="a bug"):
+                    Captioner.load(model)
 
 
 @pytest.mark.parametrize("keep", [0, 7, 2000, -1000])

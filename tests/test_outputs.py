@@ -53,6 +53,7 @@ ESCAPES = {"\\": r"\\", "\t": r"\t", "\n": r"\n", "\r": r"\r"}
 NAMED = {  # how a photo is named, where it is not by its path
     "tsv": lambda photo: "".join(ESCAPES.get(c, c) for c in str(photo)),
     "coco": lambda photo: photo.name,
+    "csv": lambda photo: str(photo).encode(errors="backslashreplace").decode(),
 }
 
 
@@ -72,7 +73,8 @@ def test_rows_are_read_back_by_other_parsers_and_a_file_holds_the_same(
     assert (tmp_path / "file").read_bytes() == content
     assert not partial_of(tmp_path / "file").exists()
 
-    found = READERS[form](content.decode(errors="surrogateescape"))
+    # Of a name in another encoding, a line of tsv has the bytes, and all others are valid UTF-8.
+    found = READERS[form](content.decode(errors="surrogateescape" if form == "tsv" else "strict"))
     rows = [(NAMED.get(form, str)(p), *line) for p in PHOTOS for line in beam(p, count)]
     assert [[*map(str, row)] for row in found] == [[*map(str, row[: 1 + count])] for row in rows]
 
@@ -240,6 +242,30 @@ def test_sidecars_hold_what_stdout_shows_and_those_with_text_stay(generate, phot
     generate(photos, "--sidecar", "--overwrite")
     assert sidecars() == written
     assert {path.suffix for path in photos.iterdir()} == {".jpg", ".txt"}
+
+
+def test_a_name_too_long_for_a_text_file_is_that_photo_s_fault(generate, photos):
+    for name in ("p" * 251 + ".jpg", "q" * 255):
+        shutil.copy(photos / "scene_0000.jpg", photos / name)
+    done = generate(photos, photos / ("q" * 255), "--sidecar")
+    assert (photos / ("p" * 251 + ".txt")).read_text().strip()
+    assert f"skipped: {photos / ('q' * 255)}: the name of its text file" in done.stderr
+    assert "9 captioned, 2 skipped" in done.stderr
+    done = generate(photos / ("q" * 255), "--sidecar", code=1)
+    assert "none of the 1 files could be captioned" in done.stderr
+
+
+def test_what_is_left_out_of_a_folder_is_counted_and_named(generate, photos):
+    for name in ("a.heic", "b.avif", "c.jp2", "d.pdf", "e", "f.mp4", "scene_0000.txt", ".hidden"):
+        (photos / name).touch()
+    (photos / "sub").mkdir()
+    shutil.copy(photos / "scene_0000.jpg", photos / "scene_0000.jfif")
+    shutil.copy(photos / "scene_0000.jpg", photos / "scene_0000.JPE")
+    done = generate(photos)
+    assert len(done.stdout.splitlines()) == 10
+    left = "a.heic, b.avif, c.jp2, d.pdf, e, …"
+    assert f"left out, 6 files of other kinds in {photos}: {left}" in done.stderr
+    assert f"left out, 1 folders in {photos}: sub" in done.stderr
 
 
 def test_no_photo_is_overwritten_by_the_file_or_the_picture(generate, photos):

@@ -99,6 +99,15 @@ def test_the_constant_caption_is_the_best_one(scorer):
     assert cider(constant_caption(training)) == pytest.approx(best, rel=1e-3)
 
 
+def test_captions_of_a_word_or_two_are_scored(scorer):
+    """As of classes or tags: there is no run of four words, and no two of them."""
+    for training in ({"a": ["cat"], "b": ["dog"], "c": ["dog"]}, {"a": ["red cat"], "b": ["dog"]}):
+        captions = dict.fromkeys(training, "dog")
+        rows, _ = score_rows(scorer, captions, training, training, seed=0)
+        assert rows["protocol"]["constant_caption"] in ("dog", "red cat")
+        assert np.isfinite(rows["constant"]["CIDEr"])
+
+
 @needs_java
 def test_meteor_knows_the_same_from_the_other_and_the_rest_does_without_it():
     scorer = Scorer()

@@ -10,7 +10,7 @@ LIBRARY = sorted((ROOT / "captioning").glob("*.py"))
 FOLDERS = ("captioning", "data", "docs", "models", "benchmarks")
 CODE = [path for folder in (ROOT, *map(ROOT.joinpath, FOLDERS)) for path in folder.glob("*.py")]
 DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-DEFINES += (ast.Assign, ast.AugAssign, ast.AnnAssign)
+DEFINES += (ast.Try, ast.Assign, ast.AugAssign, ast.AnnAssign)
 HEAVY = {"tensorflow", "keras", "matplotlib", "sklearn", "scipy", "pycocoevalcap", "gradio"}
 
 

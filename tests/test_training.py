@@ -4,13 +4,18 @@ import csv
 import importlib.util
 
 import joblib
+import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import options, run_here, untrained
+from helpers import EXAMPLES, options, random_batches, run_here, untrained
 
 from captioning.callbacks import Recorder
 from captioning.cli import INCLUDED
-from captioning.training import compile_for_training
+from captioning.encoders import Encoder
+from captioning.features import encode_shard
+from captioning.files import InputError
+from captioning.training import compile_for_training, fit
+from finetune import train_epoch
 from model import Captioner
 
 SIZES = ("--units", 16, "--embedding_size", 16)
@@ -106,6 +111,29 @@ def test_a_trained_model_is_not_replaced_without_a_word(small, tmp_path):
     assert path.read_text() == "trained for a week"
 
 
+def test_features_that_are_not_numbers_are_named_wherever_they_are_met(tmp_path):
+    captioner, good, bad = untrained(), random_batches(8), random_batches(8)
+    bad.features = bad.features.copy()
+    bad.features[bad.rows] = np.inf
+    for meet in (
+        lambda: fit(captioner, bad, None, options(tmp_path / "m.h5")),
+        lambda: fit(captioner, good, bad, options(tmp_path / "m.h5")),
+        lambda: captioner.decoder.standardize(bad.features, [*range(10)]),
+        lambda: captioner.decode(bad.features),
+        lambda: train_epoch(captioner, [(np.arange(8), bad.features)], (0, 0), None, None, None),
+    ):
+        with pytest.raises(InputError, match="features that are NaN or infinite"):
+            meet()
+    assert not (tmp_path / "m.h5").exists()
+
+
+def test_damaged_weights_make_no_features():
+    with pytest.raises(InputError, match="NaN or infinite"):
+        encoder = Encoder("efficientnet_lite0", "random")
+        encoder.network.layers[1].kernel.assign(np.full((3, 3, 3, 32), np.nan))
+        encode_shard(encoder, [EXAMPLES / "donna.jpg"], batch_size=1)
+
+
 def test_matrices_alone_decay():
     """Not the biases, nor the vectors of words."""
     decoder = untrained().decoder
@@ -116,6 +144,18 @@ def test_matrices_alone_decay():
     decoder.network.optimizer.apply([tf.zeros(v.shape) for v in variables], variables)
     shrunk = [v.path for v in variables if v.numpy().max() < 1]
     assert shrunk == [v.path for v in variables if v.path.endswith("kernel")]
+
+
+def test_after_a_loss_that_is_no_number_there_is_no_next_step(tmp_path, capsys):
+    (tmp_path / "m.h5").touch()
+    recorder = Recorder(None, options(tmp_path / "m.h5"), 1)
+    recorder.rows = [{"epoch": 1, "train_loss": 2.0, "dev_loss": 2.0}]
+    recorder.diverged = True
+    with pytest.raises(InputError, match="lower --learning_rate"), recorder:
+        pass
+    said = capsys.readouterr().out
+    assert "kept epoch 1" in said
+    assert "next:" not in said
 
 
 @pytest.mark.long
