@@ -84,4 +84,4 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv $(DEMO) benchmarks/scratch

@@ -53,7 +53,7 @@ def main() -> None:
     from captioning.plots import draw_description
 
     draw_description(lengths, words, len(vocabulary), examples, args.save_figure)
-    print(f"picture: {args.save_figure}")
+    print(f"wrote {args.save_figure}")
 
 
 def print_splits(splits: dict[str, list[str]], lengths: dict[str, list[int]]) -> None:

@@ -52,7 +52,8 @@ def main() -> None:
     photos = sum(len(list_images(folder)) for folder in photo_folders(args.output_dir))
     done = "is complete" if needed else "is complete already, nothing was downloaded"
     print(f"{args.output_dir} {done}: {photos} photos, captions and split lists")
-    print(f"next: python preprocess.py --dataset_dir {args.output_dir}")
+    options = "--encoder efficientnet_lite0 --features layers"  # whose weights are here already
+    print(f"next: python preprocess.py --dataset_dir {args.output_dir} {options}")
 
 
 def photo_folders(folder: Path) -> list[Path]:
