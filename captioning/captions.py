@@ -226,8 +226,8 @@ def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], d
             rows += [(f"{path}", image_id, f"{line['raw']}") for line in image["sentences"]]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a Karpathy split file ({type(error).__name__}: {error}); it needs "
-            f"images, each with filename, split and sentences with raw."
+            f"{path} is not a Karpathy split file ({type(error).__name__}: {one_line(error, 60)}); "
+            f"it needs images, each with filename, split and sentences with raw."
         ) from error
     return rows, splits
 

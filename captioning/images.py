@@ -78,7 +78,10 @@ def image_to_pixels(
     with ONE_LARGE_IMAGE if count > LARGE else contextlib.nullcontext():
         # What is not in such a block is our own code, whose faults are not the image's.
         with _decoding(name):
-            deep, stated = _deep_values(image)  # first, for it asks the file
+            deep, stated = _deep_values(image)
+            image.load()
+        orientation = None
+        with contextlib.suppress(Exception):  # what cannot be parsed turns nothing
             orientation = image.getexif().get(ORIENTATION)
         if deep is not None:
             alpha = deep.shape[2:] in ((2,), (4,))  # the last channel, always of the full range

@@ -167,6 +167,7 @@ CAPTION_FILES = {  # name: content, and what the error must say; None: it is rea
     "cut json": (b'{"images": ', "not a Karpathy"),
     "json, a number": (JSON.format('"train"', '{"raw": 7}').encode(), None),
     "json, unknown split": (JSON.format('"x"', "").encode(), "not a Karpathy"),
+    "json, a long split": (JSON.format('"%s"' % ("x" * 5000), "").encode(), "KeyError: 'xxx.*…"),
     "json, unhashable split": (JSON.format("[]", "").encode(), "not a Karpathy"),
 }
 

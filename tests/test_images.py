@@ -51,11 +51,18 @@ def test_every_orientation_is_undone_also_where_other_exif_is_odd(form, tmp_path
         assert np.abs(difference).mean() < 8, orientation
 
 
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_exif_that_cannot_be_parsed_turns_nothing(form, tmp_path):
+    noise(9, 9).save(tmp_path / "x", form, exif=b"Exif\0\0" + b"x" * 30)
+    plain = np.asarray(Image.open(tmp_path / "x").convert("RGB"))
+    np.testing.assert_array_equal(load_image(tmp_path / "x", 9), plain)
+
+
 def test_what_a_decoder_raises_is_the_photo_s_fault_and_our_own_bugs_are_not(tmp_path, monkeypatch):
     Image.new("I;16", (9, 9)).save(tmp_path / "x.png")
     for error in (AttributeError("no such"), AssertionError(), RecursionError(), MemoryError()):
         with monkeypatch.context() as patch:
-            patch.setattr(Image.Image, "getexif", mock.Mock(side_effect=error))
+            patch.setattr(Image.Image, "convert", mock.Mock(side_effect=error))
             with pytest.raises(InputError, match=r"x.png: not a readable image \([A-Za-z ]+"):
                 load_image(tmp_path / "x.png")
     monkeypatch.setattr(images, "to_bytes", mock.Mock(side_effect=AttributeError("a bug")))
