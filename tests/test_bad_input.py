@@ -2,20 +2,16 @@
 
 import io
 import os
-import random
 import struct
-import unicodedata
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from helpers import PeakMemory, run_here
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
 
-from captioning.captions import SPLIT_LISTS, read_captions, read_split_lists, tokenize
+from captioning.captions import read_captions
 from captioning.files import InputError, one_line
 from captioning.images import IMAGE_SIZE, load_image, try_load_image
 from data.sample import write_sample
@@ -207,59 +203,3 @@ def test_photos_that_are_links_are_read(tmp_path):
     folders = ("--dataset_dir", tmp_path / "set", "--output_dir", tmp_path / "data")
     done = run_here("preprocess.py", *folders, "--encoder", "efficientnet_lite0")
     assert "12 with features, 0 unreadable" in done.stdout
-
-
-# -- properties ------------------------------------------------------------------------------------
-
-
-@given(st.text() | st.text("'s’ .,-#\t\"\na1é\u0301", max_size=40))
-@settings(deadline=None)
-def test_tokens_are_words_and_stay_what_they_are(text):
-    tokens = tokenize(text)
-    for token in tokens:
-        assert token
-        assert not any(character.isspace() for character in token)
-        assert token == "'s" or any(unicodedata.category(c)[0] in "LMN" for c in token)
-    assert tokenize(" ".join(tokens)) == tokens
-
-
-CAPTIONS = [
-    b'image,caption\na.jpg,A dog .\na.jpg,Two dogs\nb.jpg,"A man , old"\nc.jpg,The girl\'s hat\n',
-    "a.jpg#0\tA dog .\na.jpg#1\tZwei größere Hunde\nb.jpg#0\tA man , old\n".encode(),
-    JSON.format('"val"', '{"raw": "A dog."}, {"raw": "Dogs"}').encode(),
-]
-PIECES = [b"\0", b"\xff", b'"', b"\n", b",", b"\t", b"#0\t", b"../", b"'s", b"\xe2\x80\x99", b"{"]
-PIECES += [b"9" * 30, b""]
-MUTATIONS = int(os.environ.get("MUTATIONS", 400))
-
-
-def mutate(content: bytes, draw: random.Random) -> bytes:
-    """One to four changes: bytes replaced by others, by some from elsewhere, or cut away."""
-    for _ in range(draw.randint(1, 4)):
-        start, source = (draw.randrange(len(content) + 1) for _ in range(2))
-        new = draw.choice([*PIECES, draw.randbytes(1), content[source : source + 40]])
-        end = start + draw.choice([0, 1, 8]) if draw.random() < 0.97 else len(content)
-        content = content[:start] + new + content[end:]
-    return content
-
-
-@pytest.mark.filterwarnings("error", "ignore:::PIL")  # as in the scripts
-@pytest.mark.parametrize(
-    ("read", "valid", "name"),
-    [
-        (read_captions, CAPTIONS, "captions.txt"),
-        (lambda path: read_split_lists(path.parent), [b"a\nb\n"], SPLIT_LISTS["train"]),
-        (load_image, list(GOOD.values()), "image"),
-    ],
-    ids=["captions", "lists", "images"],
-)
-def test_a_mutated_file_gives_a_result_or_an_error_of_one_line(read, valid, name, tmp_path):
-    draw, whole = random.Random(0), 0
-    for _ in range(MUTATIONS):
-        (tmp_path / name).write_bytes(mutate(draw.choice(valid), draw))  # left after a failure
-        try:
-            read(tmp_path / name)
-            whole += 1
-        except InputError as error:
-            assert str(error).isprintable()
-    assert 0.1 * MUTATIONS < whole < 0.9 * MUTATIONS  # both ways were taken
