@@ -1,9 +1,12 @@
 """Tokens, vocabulary, caption readers and splits."""
 
 import json
+import unicodedata
 from itertools import chain
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from captioning.captions import (
     END,
@@ -46,6 +49,17 @@ from captioning.files import InputError
 )
 def test_tokenize(caption, tokens):
     assert tokenize(caption) == tokens
+
+
+@given(st.text() | st.text("'s’ .,-#\t\"\na1é\u0301", max_size=40))
+@settings(deadline=None)
+def test_tokens_are_words_and_stay_what_they_are(text):
+    tokens = tokenize(text)
+    for token in tokens:
+        assert token
+        assert not any(character.isspace() for character in token)
+        assert token == "'s" or any(unicodedata.category(c)[0] in "LMN" for c in token)
+    assert tokenize(" ".join(tokens)) == tokens
 
 
 def test_vocabulary_by_falling_frequency_then_alphabetically():
