@@ -15,7 +15,8 @@ from PIL import Image
 from captioning.files import ROOT, InputError, is_file
 from captioning.images import IMAGE_SIZE
 
-GRID_CELLS = 49  # of both encoders' last maps, 7 × 7, row by row
+GRID_SIDE = 6  # cells
+GRID_CELLS = GRID_SIDE**2  # of a photo, row by row
 KINDS = ("pooled", "layers", "grid")  # of features
 LITE0_WEIGHTS = ROOT / "models" / "efficientnet_lite0.h5"
 VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
@@ -39,8 +40,8 @@ class Encoder:
     The kind "pooled" is its own vector: (4096,), fc2's output, or (1280,), the averaged grid.
     "layers" is a longer one, (5376,) or (1904,), with the averages of earlier layers, which know
     more of colours and textures, of the image enlarged to a side of `image_size` pixels. "grid" is
-    a vector for each of 7 × 7 cells: (49, 512), block5's output, or (49, 1280). Grids are forty
-    times as large, and so of `dtype` np.float16; the others are np.float32.
+    the same of each of 6 × 6 cells: (36, 1280) or (36, 1904). Grids are thirty-six times as large,
+    and so of `dtype` np.float16; the others are np.float32.
     """
 
     def __init__(
@@ -69,25 +70,22 @@ class Encoder:
             keras.utils.set_random_seed(0)
         elif self.weights != "imagenet" and not is_file(self.weights):
             raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
-        network = spec.build(self.weights)
+        self.image_size = IMAGE_SIZE if kind == "pooled" else spec.enlarged
+        network = spec.build(self.weights, self.image_size)
         digest = hashlib.sha256(name.encode())  # of the weights, whatever file they came from
         for variable in network.weights:  # one by one: VGG16's are half a gigabyte
             digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
-        self.image_size = spec.enlarged if kind == "layers" else IMAGE_SIZE
         self.photo_size = photo_size or self.image_size
         self.dtype = np.dtype(np.float16 if kind == "grid" else np.float32)
-        if kind == "layers":  # averaged over the image, each of length 1, side by side
-            outputs = [network.get_layer(layer).output for layer in spec.layers]
-            # Maps, (B, height, width, channels), become vectors, (B, channels).
-            average = keras.layers.GlobalAveragePooling2D()
+        if kind != "pooled":  # averaged, each vector of length 1, side by side
+            names = spec.layers if kind == "layers" else spec.grid_layers
+            outputs = [network.get_layer(layer).output for layer in names]
+            average = average_cells if kind == "grid" else keras.layers.GlobalAveragePooling2D()
+            # Maps, (B, height, width, C), become (B, C), or (B, 36, C).
             vectors = [average(x) if len(x.shape) == 4 else x for x in outputs]
             vectors = [keras.layers.UnitNormalization()(vector) for vector in vectors]
             network = keras.Model(network.input, keras.layers.Concatenate()(vectors))
-        elif kind == "grid":
-            cells = network.get_layer(spec.grid_layer).output  # (B, 7, 7, channels)
-            cells = keras.layers.Reshape((GRID_CELLS, cells.shape[-1]))(cells)
-            network = keras.Model(network.input, cells)
         self.network, self.features_shape = network, network.output_shape[1:]
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
         self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
@@ -104,6 +102,14 @@ class Encoder:
         return run(images).numpy().astype(self.dtype, copy=False)
 
 
+def average_cells(features):
+    """A map (B, height, width, C) averaged to 6 × 6 cells, which may overlap: (B, 36, C)."""
+    from keras import layers
+
+    cells = layers.AdaptiveAveragePooling2D(GRID_SIDE)(features)  # (B, 6, 6, C)
+    return layers.Reshape((GRID_CELLS, features.shape[-1]))(cells)
+
+
 def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     """(S, S, 3) uint8 -> (size, size, 3).
 
@@ -113,7 +119,7 @@ def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def build_vgg16(weights: str):
+def build_vgg16(weights: str, size: int):
     """Keras Applications' VGG16 up to `fc2`, its second 4096-wide layer (after the ReLU)."""
     import keras
 
@@ -141,8 +147,8 @@ def scale_vgg16(pixels):
     return keras.applications.vgg16.preprocess_input(pixels)
 
 
-def build_lite0(weights: str):
-    """EfficientNet-Lite0 up to its averaged 7 × 7 × 1280 grid (layer `grid`).
+def build_lite0(weights: str, size: int = IMAGE_SIZE):
+    """EfficientNet-Lite0 up to its averaged last map (layer `grid`, 7 × 7 × 1280).
 
     EfficientNet-B0 (Tan & Le 2019) without squeeze-excitation and with ReLU6. Batch normalisation
     is folded into the convolutions: a frozen network needs no more than a kernel and a bias.
@@ -152,7 +158,7 @@ def build_lite0(weights: str):
     options = {"padding": "same", "activation": "relu6"}
     conv = partial(layers.Conv2D, kernel_initializer="he_normal", **options)
     depthwise = partial(layers.DepthwiseConv2D, depthwise_initializer="he_normal", **options)
-    pixels = Input((None, None, 3))  # (B, 224, 224, 3), or larger
+    pixels = Input((size, size, 3))  # (B, 224, 224, 3), or larger
     x = conv(32, 3, strides=2, name="stem")(pixels)  # (B, 112, 112, 32)
     for stage, (blocks, kernel, stride, expansion, channels) in enumerate(LITE0_STAGES, 1):
         for block in range(1, blocks + 1):
@@ -189,13 +195,13 @@ ENCODERS = {
         scale=scale_vgg16,  # of pixels, float32, 0–255 RGB
         layers=("fc2", "block5_pool", "block4_pool", "block3_pool"),  # of the kind "layers"
         enlarged=IMAGE_SIZE,  # pixels, the side of what those see; fc1 takes no other
-        grid_layer="block5_pool",  # whose output is 7 × 7
+        grid_layers=("block5_pool", "block4_pool", "block3_pool"),
     ),
     "efficientnet_lite0": SimpleNamespace(
         build=build_lite0,
         scale=scale_lite0,
         layers=("features", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
         enlarged=384,
-        grid_layer="grid",
+        grid_layers=("grid", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
     ),
 }
