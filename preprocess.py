@@ -6,6 +6,7 @@ Writes  OUTPUT_DIR/features.pkl and OUTPUT_DIR/captions.pkl (data/README.md: eve
 
   python preprocess.py
   python preprocess.py --encoder efficientnet_lite0          # weights included, no download
+  python preprocess.py --encoder resnet50 --features layers  # any CNN of Keras Applications
   python preprocess.py --weights vgg16_weights_tf_dim_ordering_tf_kernels.h5   # no network
 
 A stopped run continues where it was when the same command is given again."""
@@ -54,7 +55,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--captions_file", type=Path, help="the captions, when not in DATASET_DIR")
     add("--splits_dir", type=Path, help="the split lists, when not in DATASET_DIR")
     add("--output_dir", type=Path, default="data", help="where the two pickles go")
-    add("--encoder", choices=ENCODERS, default="vgg16", help="the frozen CNN")
+    why = "the frozen CNN: " + ", ".join(ENCODERS)
+    add("--encoder", choices=ENCODERS, default="vgg16", metavar="NAME", help=why)
     why = "pooled: one vector; layers: of more layers, for better captions; grid: for attention"
     add("--features", choices=KINDS, default="pooled", help=why)
     cli.add_weights_option(parser)

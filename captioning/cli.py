@@ -83,8 +83,10 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of the CNN's weights."""
-    why = "the CNN's: imagenet (VGG16's are downloaded once), an .h5 file, or random (tests only); "
-    why += "in captioning the same as in preprocess.py"
+    why = (
+        "the CNN's: imagenet (which Keras downloads once; EfficientNet-Lite0's are included), the "
+    )
+    why += "file that it downloads, or random (tests only); in captioning as in preprocess.py"
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
 

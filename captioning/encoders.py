@@ -5,22 +5,42 @@ TensorFlow is imported where it is needed: listing the encoders does without it.
 
 import contextlib
 import hashlib
+import re
 import sys
+from collections import defaultdict
 from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
 
-from captioning.files import ROOT, InputError, is_file
+from captioning.files import ROOT, InputError, is_file, one_line
 from captioning.images import IMAGE_SIZE
 
+# Functions of keras.applications. Their preprocessing, sizes and layers are found in Keras itself.
+FUNCTIONS = """
+    ConvNeXtBase ConvNeXtLarge ConvNeXtSmall ConvNeXtTiny ConvNeXtXLarge
+    DenseNet121 DenseNet169 DenseNet201
+    EfficientNetB0 EfficientNetB1 EfficientNetB2 EfficientNetB3
+    EfficientNetB4 EfficientNetB5 EfficientNetB6 EfficientNetB7
+    EfficientNetV2B0 EfficientNetV2B1 EfficientNetV2B2 EfficientNetV2B3
+    EfficientNetV2L EfficientNetV2M EfficientNetV2S
+    InceptionResNetV2 InceptionV3
+    MobileNet MobileNetV2 MobileNetV3Large MobileNetV3Small
+    NASNetLarge NASNetMobile
+    ResNet101 ResNet101V2 ResNet152 ResNet152V2 ResNet50 ResNet50V2
+    VGG16 VGG19
+    Xception
+"""
+APPLICATIONS = {name.lower(): name for name in FUNCTIONS.split()}
+ENCODERS = ("efficientnet_lite0", *APPLICATIONS)
+# The layers whose maps are taken, where they are not those that `last_maps` finds.
+VGG_MAPS = ("block5_pool", "block4_pool", "block3_pool")
+LITE0_MAPS = ("grid", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add")
+MAPS = {"vgg16": VGG_MAPS, "vgg19": VGG_MAPS, "efficientnet_lite0": LITE0_MAPS}
+KINDS = ("pooled", "layers", "grid")  # of features
 GRID_SIDE = 6  # cells
 GRID_CELLS = GRID_SIDE**2  # of a photo, row by row
-KINDS = ("pooled", "layers", "grid")  # of features
 LITE0_WEIGHTS = ROOT / "models" / "efficientnet_lite0.h5"
-VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
-VGG16_URL = f"https://storage.googleapis.com/tensorflow/keras-applications/vgg16/{VGG16_FILE}"
 
 # EfficientNet-B0's stages, as (blocks, kernel, stride of the first block, expansion, channels).
 LITE0_STAGES = (
@@ -37,11 +57,10 @@ LITE0_STAGES = (
 class Encoder:
     """A frozen CNN from pixels to features, an array of `features_shape` for each image.
 
-    The kind "pooled" is its own vector: (4096,), fc2's output, or (1280,), the averaged grid.
-    "layers" is a longer one, (5376,) or (1904,), with the averages of earlier layers, which know
-    more of colours and textures, of the image enlarged to a side of `image_size` pixels. "grid" is
-    the same of each of 6 × 6 cells: (36, 1280) or (36, 1904). Grids are thirty-six times as large,
-    and so of `dtype` np.float16; the others are np.float32.
+    The kind "pooled" is what its classifier reads: the average of the last map, or VGG's fc2,
+    (4096,). "layers" adds the averages of earlier maps, which know more of colours and textures,
+    each of length 1: (1904,) of EfficientNet-Lite0. "grid" is the same of each of 6 × 6 cells, of
+    maps alone: (36, 1904). It is of `dtype` np.float16, for it is large; the others are np.float32.
     """
 
     def __init__(
@@ -64,31 +83,30 @@ class Encoder:
                 f"no encoder {name}, {kind}: choose one of {', '.join(ENCODERS)}, and one of "
                 f"{', '.join(KINDS)}"
             )
-        spec = ENCODERS[name]
         self.name, self.weights, self.kind = name, str(weights), kind
         if self.weights == "random":  # for tests; the same features in every process
             keras.utils.set_random_seed(0)
         elif self.weights != "imagenet" and not is_file(self.weights):
             raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
-        self.image_size = IMAGE_SIZE if kind == "pooled" else spec.enlarged
-        network = spec.build(self.weights, self.image_size)
+        if name == "efficientnet_lite0":  # its maps are of the photo enlarged
+            network = build_lite0(self.weights, IMAGE_SIZE if kind == "pooled" else 384)
+            scale = scale_lite0
+        else:
+            network, scale = build_application(name, self.weights)
         digest = hashlib.sha256(name.encode())  # of the weights, whatever file they came from
         for variable in network.weights:  # one by one: VGG16's are half a gigabyte
             digest.update(np.ascontiguousarray(variable))
         self.weights_hash = digest.hexdigest()
+        self.image_size = network.input_shape[1]
         self.photo_size = photo_size or self.image_size
         self.dtype = np.dtype(np.float16 if kind == "grid" else np.float32)
-        if kind != "pooled":  # averaged, each vector of length 1, side by side
-            names = spec.layers if kind == "layers" else spec.grid_layers
-            outputs = [network.get_layer(layer).output for layer in names]
-            average = average_cells if kind == "grid" else keras.layers.GlobalAveragePooling2D()
-            # Maps, (B, height, width, C), become (B, C), or (B, 36, C).
-            vectors = [average(x) if len(x.shape) == 4 else x for x in outputs]
-            vectors = [keras.layers.UnitNormalization()(vector) for vector in vectors]
-            network = keras.Model(network.input, keras.layers.Concatenate()(vectors))
+        if kind != "pooled":
+            maps = [network.get_layer(layer).output for layer in MAPS.get(name, ())]
+            features = side_by_side(network.output, maps or last_maps(network), kind)
+            network = keras.Model(network.input, features)
         self.network, self.features_shape = network, network.output_shape[1:]
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
-        self._run = lambda pixels: self.network(spec.scale(tf.cast(pixels, tf.float32)))
+        self._run = lambda pixels: self.network(scale(tf.cast(pixels, tf.float32)))
         self._run_compiled = tf.function(self._run, input_signature=[batch])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
@@ -102,14 +120,6 @@ class Encoder:
         return run(images).numpy().astype(self.dtype, copy=False)
 
 
-def average_cells(features):
-    """A map (B, height, width, C) averaged to 6 × 6 cells, which may overlap: (B, 36, C)."""
-    from keras import layers
-
-    cells = layers.AdaptiveAveragePooling2D(GRID_SIDE)(features)  # (B, 6, 6, C)
-    return layers.Reshape((GRID_CELLS, features.shape[-1]))(cells)
-
-
 def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     """(S, S, 3) uint8 -> (size, size, 3).
 
@@ -119,32 +129,101 @@ def enlarge(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BICUBIC))
 
 
-def build_vgg16(weights: str, size: int):
-    """Keras Applications' VGG16 up to `fc2`, its second 4096-wide layer (after the ReLU)."""
+def side_by_side(vector, maps: list, kind: str):
+    """The features of the kind "layers", (B, C), or "grid", (B, 36, C).
+
+    They are made of the network's own vector (B, D) and its maps (B, side, side, channels), the
+    last map first. Each part is scaled to length 1.
+    """
+    from keras import layers
+
+    if kind == "grid":
+        pool = layers.AdaptiveAveragePooling2D(GRID_SIDE)  # (B, 6, 6, channels); cells may overlap
+        parts = [layers.Reshape((GRID_CELLS, x.shape[-1]))(pool(x)) for x in maps]
+    else:
+        # Mostly the vector is the average of the last map already.
+        maps = maps[1:] if vector.shape[-1] == maps[0].shape[-1] else maps
+        parts = [vector, *(layers.GlobalAveragePooling2D()(x) for x in maps)]
+    return layers.Concatenate()([layers.UnitNormalization()(part) for part in parts])
+
+
+def last_maps(network) -> list:
+    """Maps (B, side, side, channels) of the network's three smallest sides, the smallest first.
+
+    Of each side the last from which all smaller ones are made, and the network's output: the end of
+    a stage, or what the first layers of the next stage make of it, but never one of several
+    branches.
+    """
+    from keras import layers, tree
+
+    made_from = {}  # of each output: itself and all that it is made from
+    maps = defaultdict(list)  # of each side, in the order of computation
+    for layer in network.layers:
+        x, all_before = layer.output, set(made_from)
+        # A network within the network has inputs of its own: it may be made from all before.
+        sources = [made_from.get(id(y), all_before) for y in tree.flatten(layer.input)]
+        made_from[id(x)] = {id(x)}.union(*sources)
+        is_map = len(x.shape) == 4 and x.shape[1] > 1  # not squeezed to 1 × 1
+        if is_map and not isinstance(layer, layers.ZeroPadding2D):
+            maps[x.shape[1]].append(x)
+    found, needed = [], made_from[id(network.output)]
+    for side in sorted(maps)[:3]:
+        found.append([x for x in maps[side] if id(x) in needed][-1])
+        needed = needed.intersection(*(made_from[id(x)] for x in maps[side]))
+    return found
+
+
+def build_application(name: str, weights: str):
+    """A network of Keras Applications, up to what its classifier reads, (B, D), and its scaling.
+
+    The scaling is of pixels (B, S, S, 3), float32, 0–255 RGB.
+    """
     import keras
 
+    function = getattr(keras.applications, APPLICATIONS[name])
+    module = sys.modules[function.__module__]
+    scale, known = module.preprocess_input, weights in ("imagenet", "random")
+    if name.startswith("efficientnetb") and not known:
+        scale = scale_efficientnet
+    # MobileNetV3 takes any size unless one is given; it was trained on this.
+    options = {"input_shape": (224, 224, 3)} if name.startswith("mobilenetv3") else {}
     try:
         with contextlib.redirect_stdout(sys.stderr):  # a download's bar is not output
-            network = keras.applications.VGG16(weights=None if weights == "random" else weights)
+            network = function(weights=None if weights == "random" else weights, **options)
     except Exception as error:  # Keras raises a bare Exception when its download fails
-        if weights == "imagenet":
-            raise InputError(
-                f"VGG16's weights could not be downloaded ({str(error).rsplit(' -- ')[-1]}).\n"
-                f"Place {VGG16_URL} into ~/.keras/models, or name that file with --weights FILE, "
-                f"or use --encoder efficientnet_lite0: its weights are included."
-            ) from error
-        raise InputError(
-            f"{weights} does not fit VGG16 ({str(error).splitlines()[0]}). Use {VGG16_FILE}, "
-            f"with its fully connected layers (not 'notop'), or a .weights.h5 of Keras' VGG16."
-        ) from error
-    return keras.Model(network.input, network.get_layer("fc2").output, name="vgg16_fc2")
+        raise weights_error(APPLICATIONS[name], weights, str(error)) from error
+    classifier = [layer for layer in network.layers if layer.weights][-1]
+    vector = keras.layers.Flatten(name="pooled")(classifier.input)  # of (B, D), or (B, 1, 1, D)
+    return keras.Model(network.input, vector), scale
 
 
-def scale_vgg16(pixels):
-    """VGG16's own preprocessing: BGR, less ImageNet's mean colour. (B, 224, 224, 3) float32."""
-    import keras
+def weights_error(network: str, weights: str, reason: str) -> InputError:
+    """What to do where Keras cannot download or load the weights of one of its networks."""
+    if weights != "imagenet":
+        return InputError(
+            f"{weights} does not fit {network} ({one_line(reason.partition(chr(10))[0])}). Use the "
+            f"file of Keras' {network} with its classifier (not 'notop'), or a .weights.h5 of it."
+        )
+    fix = "Give the same command again"  # a download was cut off
+    if url := re.search(r"https:\S+\.h5", reason):
+        file = url[0].rsplit("/")[-1].replace("NASNet-", "nasnet_")  # as Keras calls it here
+        fix = (
+            f"Place {url[0]} into ~/.keras/models as {file}, or name that file with --weights FILE"
+        )
+    return InputError(
+        f"{network}'s weights could not be downloaded ({one_line(reason.rsplit(' -- ')[-1])}).\n"
+        f"{fix}, or use --encoder efficientnet_lite0: its weights are included."
+    )
 
-    return keras.applications.vgg16.preprocess_input(pixels)
+
+def scale_efficientnet(pixels):
+    """What Keras' EfficientNet does beside its own scaling if it knows the weights as "imagenet".
+
+    It divides by the colours' √std after its first layer, which computes (pixels / 255 − mean) /
+    std. Of these pixels, (B, S, S, 3), that layer computes the same.
+    """
+    mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
+    return 255 * ((pixels / 255 - mean) / np.sqrt(std) + mean)
 
 
 def build_lite0(weights: str, size: int = IMAGE_SIZE):
@@ -187,21 +266,3 @@ def build_lite0(weights: str, size: int = IMAGE_SIZE):
 def scale_lite0(pixels):
     """EfficientNet-Lite's scaling, 0–255 to about ±1. (B, 224, 224, 3) float32."""
     return (pixels - 127.0) / 128.0
-
-
-ENCODERS = {
-    "vgg16": SimpleNamespace(
-        build=build_vgg16,
-        scale=scale_vgg16,  # of pixels, float32, 0–255 RGB
-        layers=("fc2", "block5_pool", "block4_pool", "block3_pool"),  # of the kind "layers"
-        enlarged=IMAGE_SIZE,  # pixels, the side of what those see; fc1 takes no other
-        grid_layers=("block5_pool", "block4_pool", "block3_pool"),
-    ),
-    "efficientnet_lite0": SimpleNamespace(
-        build=build_lite0,
-        scale=scale_lite0,
-        layers=("features", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
-        enlarged=384,
-        grid_layers=("grid", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add"),
-    ),
-}

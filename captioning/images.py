@@ -13,7 +13,7 @@ from PIL import Image, UnidentifiedImageError
 from captioning.files import InputError, is_file, one_line
 
 READING = 2  # counts how photos have been read; features of photos read otherwise are made anew
-IMAGE_SIZE = 224  # pixels; both encoders were trained on 224 × 224
+IMAGE_SIZE = 224  # pixels, the side that most CNNs were trained on
 IMAGE_SUFFIXES = frozenset([".bmp", ".gif", ".png", ".tif", ".tiff", ".webp"])
 IMAGE_SUFFIXES |= {".jpg", ".jpeg", ".jpe", ".jfif"}
 FORMATS = ("BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")  # what else Pillow opens may start programs
