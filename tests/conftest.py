@@ -1,6 +1,7 @@
 """What several tests need: the sample set, small and large, Flickr8k where it is, a page."""
 
 import os
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -67,3 +68,14 @@ def said():
     done = run_here("generate_caption.py", "--image_path", EXAMPLES, *options)
     lines = dict(line.split("\t") for line in done.stdout.splitlines())
     return {path.rsplit("/")[-1]: caption for path, caption in lines.items()}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """Keras' folder of weights, empty, on a machine without a network."""
+    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    urllib.request.install_opener(None)  # one that was used already keeps its proxies
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    yield tmp_path / "keras" / "models"
+    urllib.request.install_opener(None)

@@ -162,6 +162,19 @@ def files_up_to(size: int):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
+def cells_of(maps: np.ndarray) -> np.ndarray:
+    """Maps (B, S, S, C) as the averages of 6 × 6 cells, row by row: (B, 36, C)."""
+    side = maps.shape[1]
+    windows = [slice(i * side // 6, -(-(i + 1) * side // 6)) for i in range(6)]
+    cells = [maps[:, rows, columns].mean(axis=(1, 2)) for rows in windows for columns in windows]
+    return np.stack(cells, axis=1)
+
+
+def of_length_1(parts) -> np.ndarray:
+    """Arrays (..., C), each vector scaled to length 1, side by side."""
+    return np.concatenate([x / np.linalg.norm(x, axis=-1, keepdims=True) for x in parts], axis=-1)
+
+
 def colours_of(path: str | Path) -> Counter:
     """How many pixels of a picture have each colour."""
     with Image.open(path) as picture:

@@ -1,16 +1,14 @@
 """Images to pixels to features."""
 
-import urllib.request
-
 import h5py
 import joblib
 import keras
 import numpy as np
 import pytest
-from helpers import ROOT, run_here
+from helpers import ROOT, cells_of, of_length_1, run_here
 from sklearn.datasets import load_sample_images
 
-from captioning.encoders import VGG16_FILE, Encoder
+from captioning.encoders import Encoder
 from captioning.images import load_image
 
 
@@ -24,6 +22,9 @@ def test_lite0_names_what_is_in_a_photo():
     assert (features @ kernel + classifier["bias"]).argmax(axis=1).tolist() == [442, 985]
     # A lone image runs op by op, a batch compiled: the same network.
     np.testing.assert_allclose(encoder.encode(pixels[:1]), features[:1], rtol=1e-3, atol=1e-4)
+
+
+VGG16_FILE = "vgg16_weights_tf_dim_ordering_tf_kernels.h5"
 
 
 @pytest.fixture(scope="module")
@@ -45,17 +46,6 @@ def write_official_layout(path, layers):
                 group[name] = array
 
 
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """Keras' folder of weights, empty, on a machine without a network."""
-    monkeypatch.setattr("keras.src.backend.config._KERAS_DIR", str(tmp_path / "keras"))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
-    urllib.request.install_opener(None)  # one that was used already keeps its proxies
-    (tmp_path / "keras" / "models").mkdir(parents=True)
-    yield tmp_path / "keras" / "models"
-    urllib.request.install_opener(None)
-
-
 def preprocess(small, tmp_path, *options, code=0):
     """The command with its default encoder, on a photo of each split."""
     folders = ("--dataset_dir", small / "dataset", "--output_dir", tmp_path / "data")
@@ -63,19 +53,22 @@ def preprocess(small, tmp_path, *options, code=0):
     return run_here("preprocess.py", *folders, *options, code=code)
 
 
-def check_features(small, tmp_path, vgg16, names, shape) -> str:
-    """Whether they are what those layers of the network say of the photos; its weights' hash."""
+def check_features(small, tmp_path, vgg16, kind, shape) -> str:
+    """Whether they are what the network's layers say of the photos; its weights' hash."""
     content = joblib.load(tmp_path / "data" / "features.pkl")
     photos = [small / "dataset" / "Images" / name for name in content["image_ids"]]
     bgr = np.stack([load_image(photo)[..., ::-1] for photo in photos])
+    names = ["fc2", "block5_pool", "block4_pool", "block3_pool"]
     network = keras.Model(vgg16.input, [vgg16.get_layer(name).output for name in names])
-    found = keras.tree.flatten(network(bgr - np.float32([103.939, 116.779, 123.68])))
-    found = [x.numpy().reshape(len(x), -1, x.shape[-1]) for x in found]  # (B, cells, channels)
-    if len(names) > 1:
-        means = [x.mean(axis=1) for x in found]
-        found = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in means]
-    expected = np.concatenate(found, axis=-1).reshape(3, *shape)
-    limits = {"rtol": 1e-3, "atol": 1e-3 * expected.std()}
+    vector, *maps = network(bgr - np.float32([103.939, 116.779, 123.68]))
+    maps = [x.numpy() for x in maps]  # (B, side, side, channels)
+    if kind == "pooled":
+        expected = vector.numpy()
+    else:
+        parts = map(cells_of, maps) if kind == "grid" else [vector, *(x.mean((1, 2)) for x in maps)]
+        expected = of_length_1(parts)
+    assert content["features"].shape == (3, *shape)
+    limits = {"rtol": 1e-3, "atol": 2e-3 * expected.std()}
     np.testing.assert_allclose(content["features"], expected, **limits)
     assert not np.allclose(expected[0], expected[1], **limits)
     return content["weights_hash"]
@@ -87,7 +80,7 @@ def test_preprocess_with_vgg16_whose_weights_keras_has(small, vgg16, cache, tmp_
     write_official_layout(file, vgg16.layers)
     monkeypatch.setattr("keras.src.utils.file_utils.validate_file", lambda path, *_, **__: True)
     preprocess(small, tmp_path)
-    check_features(small, tmp_path, vgg16, ["fc2"], (4096,))
+    check_features(small, tmp_path, vgg16, "pooled", (4096,))
     file.unlink()  # half a gigabyte
 
 
@@ -97,24 +90,28 @@ def test_preprocess_with_vgg16_from_files_of_both_layouts(small, vgg16, tmp_path
     write_official_layout(older, vgg16.layers)
     vgg16.save_weights(newer)
     preprocess(small, tmp_path, "--weights", older, "--features", "layers")
-    names = ["fc2", "block5_pool", "block4_pool", "block3_pool"]
-    one = check_features(small, tmp_path, vgg16, names, (5376,))
+    one = check_features(small, tmp_path, vgg16, "layers", (5376,))
     preprocess(small, tmp_path, "--weights", newer, "--features", "grid")
-    assert check_features(small, tmp_path, vgg16, ["block5_pool"], (49, 512)) == one
+    assert check_features(small, tmp_path, vgg16, "grid", (36, 1280)) == one
     older.unlink()
     newer.unlink()
 
 
-def test_vgg16_weights_that_cannot_be_had_or_do_not_fit(small, vgg16, cache, tmp_path):
+def test_weights_that_cannot_be_had_or_do_not_fit(small, vgg16, cache, tmp_path):
+    """The error names the file, the network, and what to do."""
     write_official_layout(tmp_path / "notop.h5", vgg16.layers[:-4])
     (tmp_path / "text.h5").write_text("not HDF5")
-    for weights, messages in {
-        "imagenet": ["VGG16's weights could not be downloaded", "--weights FILE", "--encoder eff"],
-        tmp_path / "missing.h5": ["no such file"],
-        tmp_path / "text.h5": ["does not fit VGG16"],
-        tmp_path / "notop.h5": ["not 'notop'"],
-    }.items():
-        said = preprocess(small, tmp_path, "--weights", weights, code=1).stderr
+    place = f"/vgg16/{VGG16_FILE} into ~/.keras/models as {VGG16_FILE}"
+    for encoder, weights, messages in [
+        ("vgg16", "imagenet", ["VGG16's weights could not be", place, "--encoder efficientnet"]),
+        ("vgg16", tmp_path / "missing.h5", ["no such file"]),
+        ("vgg16", tmp_path / "text.h5", ["does not fit VGG16", "not 'notop'"]),
+        ("vgg16", tmp_path / "notop.h5", ["does not fit VGG16", "Keras' VGG16", "not 'notop'"]),
+        ("mobilenet", tmp_path / "notop.h5", ["does not fit MobileNet (", "Keras' MobileNet "]),
+    ]:
+        options = ("--encoder", encoder, "--weights", weights)
+        said = preprocess(small, tmp_path, *options, code=1).stderr
         assert "error: " in said
         assert all(message in said for message in messages), said
     assert not (tmp_path / "data").exists()
+    assert "choose from" in preprocess(small, tmp_path, "--encoder", "resnet5", code=2).stderr
