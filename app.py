@@ -1,5 +1,5 @@
 """A page to try a captioner on: drop or take a photo, see its captions with their probabilities,
-how probable each word was, and, for an attention decoder, where each word looked.
+how probable each word was, and, for an Up-Down decoder, where each word looked.
 
   pip install -r requirements-app.txt
   python app.py                        then open http://127.0.0.1:7860
@@ -215,7 +215,7 @@ def looks(description: dict, pixels: np.ndarray) -> list[tuple[np.ndarray, str]]
     pictures = []
     for entry in description["words"]:
         if "attention" in entry:
-            weights = np.array(entry["attention"])  # (7, 7)
+            weights = np.array(entry["attention"])  # (6, 6)
             cells = Image.fromarray((weights / weights.max()).astype(np.float32))
             light = cells.resize(pixels.shape[:2], Image.Resampling.NEAREST)
             light = np.asarray(light)[..., None]  # (S, S, 1)

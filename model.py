@@ -21,7 +21,6 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 
-from captioning.attention import AttentionDecoder
 from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
 from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import NEG_INF, beam_search
@@ -36,6 +35,7 @@ from captioning.model_file import (
     read_description,
     write_model,
 )
+from captioning.updown import UpDownDecoder
 
 
 class MergeDecoder(LSTMDecoder):
@@ -76,7 +76,7 @@ class MergeDecoder(LSTMDecoder):
 
 
 # What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
-DECODERS = {"merge": MergeDecoder, "attention": AttentionDecoder}
+DECODERS = {"merge": MergeDecoder, "updown": UpDownDecoder}
 # Upper bounds for the sizes read from a file: beyond them is a mistake or an attack.
 LIMITS = dict.fromkeys(("feature_size", "vocabulary_size"), 2**20)
 LIMITS |= dict.fromkeys(("embedding_size", "units", "merge_units"), 2**14)
@@ -116,6 +116,11 @@ class CaptionerConfig:
                 raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
         if not 0 <= self.dropout < 1:
             raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
+        if self.decoder == "attention":
+            raise InputError(
+                "its decoder was removed: python preprocess.py --features grid, then "
+                "python train.py --decoder updown"
+            )
         kinds = DECODERS[self.decoder].kinds if self.decoder in DECODERS else ()
         for name, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("features", kinds)):
             if (value := getattr(self, name)) not in known:

@@ -57,7 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", type=Path, default="data", help="where the two pickles go")
     why = "the frozen CNN: " + ", ".join(ENCODERS)
     add("--encoder", choices=ENCODERS, default="vgg16", metavar="NAME", help=why)
-    why = "pooled: one vector; layers: of more layers, for better captions; grid: for attention"
+    why = "pooled: one vector; layers: of more layers, for better captions; grid: for updown"
     add("--features", choices=KINDS, default="pooled", help=why)
     cli.add_weights_option(parser)
     why = "reduce photos to N × N first, as those of a captioner to start from were (default: the "

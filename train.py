@@ -6,7 +6,7 @@ Writes  MODEL_PATH (.h5, the epoch with the best dev loss), and beside it the hi
 
   python train.py
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
-  python train.py --decoder attention            # after preprocess.py --features grid
+  python train.py --decoder updown               # after preprocess.py --features grid
   python train.py --resume                       # after a stop, with the options of before
   python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5 # --features layers
 
@@ -42,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--init_from", type=Path, metavar="MODEL", help=why)
     batch = "captions per step"
     cli.add_training_options(parser, epochs=20, batch_size=64, learning_rate=1.5e-3, batch=batch)
-    why = "merge: one vector per image; attention: each word looks at some of its 7 × 7 cells"
+    why = "merge: one vector per image; updown: each word looks at some of its 6 × 6 cells"
     add("--decoder", choices=cli.DECODER_NAMES, default="merge", help=why)
     add("--embedding_size", type=count, default=256, help="floats per word")
     add("--units", type=count, default=256, help="width of the LSTM")

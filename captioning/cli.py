@@ -21,7 +21,7 @@ from captioning.files import ROOT, InputError, check_writable, one_line
 TRAINED = Path("models/caption_model.h5")  # train.py's default
 INCLUDED = ROOT / "models" / "flickr8k_captioner.h5"
 # Those of model.DECODERS, for --help, which does not import TensorFlow.
-DECODER_NAMES = ("merge", "attention")
+DECODER_NAMES = ("merge", "updown")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 

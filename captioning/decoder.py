@@ -57,9 +57,7 @@ class LSTM(layers.LSTM):
 
         def step(t, hidden, cell, outputs):
             gates = words.read(t) + tf.matmul(hidden, recurrent_kernel)  # (B, 4 * units)
-            input_gate, forget_gate, candidate, output_gate = tf.split(gates, 4, axis=1)
-            cell = tf.sigmoid(forget_gate) * cell + tf.sigmoid(input_gate) * tf.tanh(candidate)
-            hidden = tf.sigmoid(output_gate) * tf.tanh(cell)  # (B, units)
+            hidden, cell = lstm_step(gates, cell)
             return t + 1, hidden, cell, outputs.write(t, hidden)
 
         start = (0, *initial_state, tf.TensorArray(kernel.dtype, steps))
@@ -67,6 +65,13 @@ class LSTM(layers.LSTM):
             lambda t, *_: t < steps, step, start, maximum_iterations=steps
         )
         return hidden, tf.transpose(outputs.stack(), [1, 0, 2]), [hidden, cell]
+
+
+def lstm_step(gates, cell):
+    """An LSTM's output and cell state (B, units), of its gates (B, 4 * units) and last state."""
+    input_gate, forget_gate, candidate, output_gate = tf.split(gates, 4, axis=1)
+    cell = tf.sigmoid(forget_gate) * cell + tf.sigmoid(input_gate) * tf.tanh(candidate)
+    return tf.sigmoid(output_gate) * tf.tanh(cell), cell
 
 
 class FeatureInput:
@@ -77,8 +82,7 @@ class FeatureInput:
     become generic. The moments are set by `Decoder.standardize` and are not trained.
     """
 
-    def __init__(self, name: str, size: int, dropout: float, noise_shape=None, pooled=False):
-        self.pooled = pooled
+    def __init__(self, name: str, size: int, dropout: float, noise_shape=None):
         self.norm = layers.UnitNormalization(name=f"{name}_norm")
         self.standardizer = layers.BatchNormalization(
             epsilon=1e-6, center=False, scale=False, trainable=False, name=f"{name}_standard"
@@ -173,14 +177,13 @@ class Decoder(ABC):
         self.dropouts[name] = Dropout(rate, name=f"{name}_dropout")
         return self.dropouts[name]
 
-    def add_feature_input(self, name: str, noise_shape=None, pooled=False) -> FeatureInput:
+    def add_feature_input(self, name: str, noise_shape=None) -> FeatureInput:
         """Features, as a Dense layer takes them, by layers whose names begin with `name`.
 
-        `noise_shape` (None, 1, None) drops the same floats of all cells. A `pooled` one takes the
-        mean of a grid's cells, so its moments are those of the means.
+        `noise_shape` (None, 1, None) drops the same floats of all cells.
         """
         config = self.config
-        made = FeatureInput(name, config.feature_size, config.dropout, noise_shape, pooled)
+        made = FeatureInput(name, config.feature_size, config.dropout, noise_shape)
         self.feature_inputs[name], self.dropouts[name] = made, made.dropout
         return made
 
@@ -198,7 +201,7 @@ class Decoder(ABC):
             sums = np.zeros((3, size))
             for start in range(0, len(rows), 256):  # all images' cells would not fit into memory
                 batch = finite(features[rows[start : start + 256]]).astype(np.float64)
-                vectors = (batch.mean(axis=1) if made.pooled else batch).reshape(-1, size)
+                vectors = batch.reshape(-1, size)
                 vectors = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
                 sums += [np.full(size, len(vectors)), vectors.sum(0), np.square(vectors).sum(0)]
             count, total, squares = sums

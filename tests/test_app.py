@@ -20,6 +20,7 @@ from helpers import (
     EXAMPLES,
     PATIENCE,
     ROOT,
+    look_somewhere,
     random_features,
     run_here,
     run_script,
@@ -45,7 +46,7 @@ def test_the_words_make_the_caption_s_probability(config):
         assert np.log(probabilities).sum() == pytest.approx(score, abs=1e-4)
         ended = len(caption.split()) < config.max_length
         assert words == caption.split() + ["<end>"] * ended
-        assert (weights is None) == (config.decoder != "attention")
+        assert (weights is None) == (config.decoder != "updown")
 
 
 @pytest.fixture
@@ -53,15 +54,14 @@ def attentive(tmp_path) -> Captioner:
     """A captioner from a file, whose words look somewhere; untrained ones look everywhere alike."""
     encoder = Encoder("efficientnet_lite0", kind="grid")
     sizes = {"feature_size": encoder.features_shape[-1], "weights_hash": encoder.weights_hash}
-    captioner = untrained(dataclasses.replace(CONFIGS["attention"], **sizes))
-    keys = captioner.decoder.keys
-    keys.set_weights([400 * weights for weights in keys.get_weights()])
+    captioner = untrained(dataclasses.replace(CONFIGS["updown"], **sizes))
+    look_somewhere(captioner)
     captioner.save(tmp_path / "m.h5")
     return Captioner.load(tmp_path / "m.h5")
 
 
 def test_what_the_page_shows_of_each_word(attentive):
-    pixels = np.full((224, 224, 3), 200, np.uint8)
+    pixels = np.full((384, 384, 3), 200, np.uint8)
     description = app.describe(attentive, pixels, beam_size=3, num_captions=2)
     assert description == json.loads(json.dumps(description))
     assert len(description["captions"]) == 2
@@ -74,7 +74,7 @@ def test_what_the_page_shows_of_each_word(attentive):
         probability = entry["probability"]
         assert (f"{word} {100 * probability:.0f}%", probability) == text
         assert word == entry["word"]
-        cells = picture.reshape(7, 32, 7, 32, 3)
+        cells = picture.reshape(6, 64, 6, 64, 3)
         assert (np.ptp(cells, axis=(1, 3, 4)) == 0).all()  # each cell in one shade
         light = cells[:, 0, :, 0, 0].ravel()
         order = np.argsort(entry["attention"], axis=None)
@@ -86,7 +86,7 @@ def test_where_words_looked_is_where_the_network_looked(attentive):
     decoder, caption = attentive.decoder, "w1 w7 w3"
     features = random_features(1, attentive.config)
     _, _, weights = attentive.explain(features, caption)
-    network = keras.Model(decoder.network.inputs, decoder.softmax.output)
+    network = keras.Model(decoder.network.inputs, decoder.recurrence.output[2])
     tokens = np.array([attentive.vocabulary.encode(caption)[:-1]])
     np.testing.assert_allclose(weights, network([features, tokens])[0], atol=1e-6)
     assert np.ptp(weights) > 0.05

@@ -121,11 +121,11 @@ def test_photos_are_captioned_and_nobody_else_is_asked(page, said, tmp_path):
         assert asked == {"127.0.0.1"}, addresses
 
 
-def test_a_stranger_s_attention_decoder_shows_where_each_word_looked(tmp_path):
+def test_a_stranger_s_updown_decoder_shows_where_each_word_looked(tmp_path):
     """Its words are markup, which is shown and not obeyed; its captions never end."""
     encoder = Encoder("efficientnet_lite0", kind="grid")
     sizes = {"feature_size": encoder.features_shape[-1], "weights_hash": encoder.weights_hash}
-    config = dataclasses.replace(CONFIGS["attention"], **sizes)
+    config = dataclasses.replace(CONFIGS["updown"], **sizes)
     words = [*WORDS[:4], *(f"<b>{word}</b>" for word in WORDS[4:])]
     captioner, model = untrained(config, words=words), tmp_path / "m.h5"
     kernel, bias = captioner.decoder.logits.get_weights()

@@ -55,7 +55,7 @@ def test_step_by_step_equals_whole_captions(config):
 
 @EACH
 def test_gradients_of_whole_captions_equal_those_of_prefixes(config):
-    """One pass over whole captions: loss and gradients of all prefixes, each a sample."""
+    """One pass over whole captions, compiled as in training, and all prefixes as samples."""
     decoder = untrained(config, seed=1).decoder
     network = compiled(decoder)
     batches = random_batches(count=8, config=config)
@@ -63,9 +63,14 @@ def test_gradients_of_whole_captions_equal_those_of_prefixes(config):
     inputs, targets = [features, ids[:, :-1]], ids[:, 1:]
     weights = batches.weight * (targets != 0)
     variables = network.trainable_variables
-    with tf.GradientTape() as tape:
-        whole = network.compute_loss(inputs, targets, network(inputs), weights, training=False)
-    gradients = tape.gradient(whole, variables)
+
+    @tf.function(jit_compile=True)
+    def whole_captions():
+        with tf.GradientTape() as tape:
+            loss = network.compute_loss(inputs, targets, network(inputs), weights, training=False)
+        return loss, tape.gradient(loss, variables)
+
+    whole, gradients = whole_captions()
     with tf.GradientTape() as tape:
         losses = []
         for row, line in zip(features, ids, strict=True):

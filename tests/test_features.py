@@ -108,26 +108,23 @@ def test_photos_are_decoded_once_or_as_small_as_those_of_training_were(tmp_path,
 
 
 def test_features_are_standardized_by_the_moments_of_the_training_images(grid):
-    """Of 300 images in two portions: the mean cell's as "image", each cell's as "cell"."""
+    """Of 300 images' cells, in two portions."""
     features = joblib.load(grid / "features.pkl", mmap_mode="r")["features"][..., :64]
     features = np.concatenate([features[: 60 - i] for i in range(6)])  # (345, 36, 64)
-    decoder = build_decoder(dataclasses.replace(CONFIGS["attention"], feature_size=64))
+    decoder = build_decoder(dataclasses.replace(CONFIGS["updown"], feature_size=64))
     decoder.standardize(features, list(range(300)))
-    chosen = features[:300].astype(float)
-    vectors = {"image": chosen.mean(axis=1), "cell": chosen.reshape(-1, 64)}
-    assert decoder.feature_inputs.keys() == vectors.keys()
-    for name, each in vectors.items():
-        units = each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-9)
-        mean, variance = decoder.feature_inputs[name].standardizer.get_weights()
-        np.testing.assert_allclose(mean, units.mean(axis=0), atol=1e-6)
-        own = units.var(axis=0)
-        np.testing.assert_allclose(variance, np.maximum(own, MIN_VARIANCE * own.mean()), atol=1e-7)
+    cells = features[:300].astype(float).reshape(-1, 64)
+    units = cells / np.maximum(np.linalg.norm(cells, axis=1, keepdims=True), 1e-9)
+    mean, variance = decoder.cell_input.standardizer.get_weights()
+    np.testing.assert_allclose(mean, units.mean(axis=0), atol=1e-6)
+    own = units.var(axis=0)
+    np.testing.assert_allclose(variance, np.maximum(own, MIN_VARIANCE * own.mean()), atol=1e-7)
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("kind", "decoder", "others"),
-    [("grid", "attention", "pooled or layers"), ("layers", "merge", "grid")],
+    [("grid", "updown", "pooled or layers"), ("layers", "merge", "grid")],
 )
 def test_a_photo_s_caption_is_that_of_its_features(small, tmp_path, kind, decoder, others):
     data, path = preprocess(small, kind), ("--model_path", tmp_path / "m.h5")
@@ -142,6 +139,6 @@ def test_a_photo_s_caption_is_that_of_its_features(small, tmp_path, kind, decode
 
     refused = run_here("evaluate.py", *path, "--data_dir", small / "data", code=1)
     assert f"--features {kind}" in refused.stderr
-    other = "merge" if decoder == "attention" else "attention"
+    other = "merge" if decoder == "updown" else "updown"
     again = (*command, "--decoder", other, "--overwrite")
     assert f"--features {others}" in run_here(*again, code=1).stderr

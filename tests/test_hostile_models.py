@@ -103,6 +103,7 @@ CRAFTED = {
     "units that are true": (claim(units=True), "not of type int"),
     "not a number": (claim(dropout=float("nan")), "dropout is nan"),
     "another encoder": (claim(encoder="os.system"), "its encoder is 'os.system'"),
+    "a decoder of before": (claim(decoder="attention"), "then python train.py --decoder updown"),
     "an unknown field": (claim(code="x"), "should not have, code"),
     "a field that is missing": (says("{}"), "lacks, or should not have, encoder, feature_size"),
     "a weight that is NaN": (array(KERNEL, data=np.full(SHAPE, np.nan, "f2")), "kernel is NaN"),
