@@ -13,33 +13,32 @@ class UpDownCell(layers.Layer):
     def __init__(self, units: int, **options):
         super().__init__(**options)
         self.state_size = [units] * 4  # of both LSTMs, output and cell state each
-        self.first = layers.Dense(4 * units, use_bias=False, name="first")
-        self.second = layers.Dense(4 * units, name="second")
 
     def build(self, shapes):
-        units, width = self.state_size[0], shapes[1][-1]
-        self.query = layers.Dense(width, use_bias=False, name="query")
-        self.first.build((None, 2 * units))
-        self.query.build((None, units))
-        self.score = self.add_weight(shape=(width, 1), name="score")
-        self.second.build((None, width + 2 * units))
+        units, (_, keys, cells) = self.state_size[0], (shape[-1] for shape in shapes)
+        weight = self.add_weight
+        self.first_kernel = weight(shape=(2 * units, 4 * units), name="first_kernel")
+        self.query_kernel = weight(shape=(units, keys), name="query_kernel")
+        self.score = weight(shape=(keys,), name="score")
+        self.second_kernel = weight(shape=(cells + 2 * units, 4 * units), name="second_kernel")
+        self.second_bias = weight(shape=(4 * units,), initializer="zeros", name="second_bias")
 
     def call(self, inputs, states):
         """Of W captions: (gates, keys, cells), four states (W, units) -> outputs, next states.
 
         `gates` (W, 4 * units) are what word and photo add to the first LSTM's; keys and cells
-        (W, cells, width). Outputs: the second LSTM's (W, units), what was attended to (W, width),
-        and the cells' weights (W, cells).
+        (W, cells, …), each of its width. Outputs: the second LSTM's (W, units), what was attended
+        to (W, width of cells), and the cells' weights (W, cells).
         """
         gates, keys, cells = inputs
         first, first_cell, second, second_cell = states
-        gates += self.first(tf.concat([first, second], axis=1))  # (W, 4 * units)
+        gates += tf.concat([first, second], axis=1) @ self.first_kernel  # (W, 4 * units)
         first, first_cell = lstm_step(gates, first_cell)
-        matches = tf.tanh(keys + self.query(first)[:, None])  # (W, cells, width)
-        weights = tf.nn.softmax(tf.reduce_sum(matches * self.score[:, 0], axis=2))  # (W, cells)
-        attended = tf.reduce_sum(weights[..., None] * cells, axis=1)  # (W, width)
-        gates = self.second(tf.concat([attended, first, second], axis=1))
-        second, second_cell = lstm_step(gates, second_cell)
+        matches = tf.tanh(keys + (first @ self.query_kernel)[:, None])  # (W, cells, width of keys)
+        weights = tf.nn.softmax(tf.reduce_sum(matches * self.score, axis=2))  # (W, cells)
+        attended = tf.reduce_sum(weights[..., None] * cells, axis=1)  # (W, width of cells)
+        gates = tf.concat([attended, first, second], axis=1) @ self.second_kernel
+        second, second_cell = lstm_step(gates + self.second_bias, second_cell)
         return (second, attended, weights), (first, first_cell, second, second_cell)
 
 
@@ -94,7 +93,7 @@ class UpDownDecoder(Decoder):
         # The same floats of all cells are dropped: otherwise neighbours would give them away.
         self.cell_input = self.add_feature_input("cell", noise_shape=(None, 1, None))
         self.cells = layers.Dense(width, activation="relu", name="cells")
-        self.keys = layers.Dense(width, name="keys")
+        self.keys = layers.Dense(-(-width // 2), name="keys")  # half as wide, as in the paper
         self.mean_cell = layers.GlobalAveragePooling1D(name="mean_cell")
         self.image = layers.Dense(width, activation="relu", name="image")
         # Of the first LSTM's gates, all that does not depend on the step before.
@@ -110,7 +109,7 @@ class UpDownDecoder(Decoder):
         self.merged_dropout = self.add_dropout("merged", 0.8 * config.dropout)
 
     def project(self, features, training=None):
-        """The mean photo (B, 1, merge_units), its gates (B, 1, 4 * units), keys and cells."""
+        """The mean photo (B, 1, merge_units), its gates (B, 1, 4 * units), keys, and cells."""
         seen = self.cell_input(features, training)  # (B, cells, feature_size)
         image = self.image(self.mean_cell(seen))  # (B, merge_units)
         cells = self.cells(seen)  # (B, cells, merge_units)

@@ -27,25 +27,25 @@ def test_one_step_is_the_paper_s():
     """Two LSTMs of Keras, and additive attention in between; none of its parts is idle."""
     keras.utils.set_random_seed(0)
     cell = UpDownCell(5)
-    gates, keys, cells = (tf.random.normal(shape) for shape in ((3, 20), (3, 4, 6), (3, 4, 6)))
+    gates, keys, cells = (tf.random.normal(shape) for shape in ((3, 20), (3, 4, 7), (3, 4, 6)))
     states = [tf.random.normal((3, 5)) for _ in range(4)]
     cell.build([x.shape for x in (gates, keys, cells)])
+    cell.second_bias.assign(tf.random.normal((20,)))
     (hidden, attended, weights), after = cell((gates, keys, cells), states)
 
     # The gates are their words' product already: an identity in Keras' kernel passes them on.
-    kernel = np.concatenate([np.eye(20), cell.first.kernel[5:]])
+    kernel = np.concatenate([np.eye(20), cell.first_kernel[5:]])
     own = keras.layers.LSTMCell(5, bias_initializer="zeros", unit_forget_bias=False)
     own.build((3, 25))
-    own.set_weights([kernel, cell.first.kernel[:5], np.zeros(20)])
+    own.set_weights([kernel, cell.first_kernel[:5], np.zeros(20)])
     _, first = own(tf.concat([gates, states[2]], 1), states[:2])
-    matches = np.tanh(keys + (first[0] @ cell.query.kernel)[:, None]) @ cell.score  # (3, 4, 1)
-    chosen = np.exp(matches) / np.exp(matches).sum(axis=1, keepdims=True)
+    scores = np.exp(np.tanh(keys + (first[0] @ cell.query_kernel)[:, None]) @ cell.score[:, None])
+    chosen = scores / scores.sum(axis=1, keepdims=True)  # (3, 4, 1)
     np.testing.assert_allclose(weights, chosen[..., 0], atol=1e-5)
     np.testing.assert_allclose(attended, np.sum(chosen * cells, axis=1), atol=1e-5)
     own = keras.layers.LSTMCell(5)
     own.build((3, 11))
-    kernel, bias = cell.second.get_weights()
-    own.set_weights([kernel[:11], kernel[11:], bias])
+    own.set_weights([cell.second_kernel[:11], cell.second_kernel[11:], cell.second_bias])
     _, second = own(tf.concat([attended, first[0]], 1), states[2:])
     for array, wanted in zip(after, (*first, *second), strict=True):
         np.testing.assert_allclose(array, wanted, atol=1e-5)
