@@ -141,7 +141,7 @@ def side_by_side(vector, maps: list, kind: str):
         pool = layers.AdaptiveAveragePooling2D(GRID_SIDE)  # (B, 6, 6, channels); cells may overlap
         parts = [layers.Reshape((GRID_CELLS, x.shape[-1]))(pool(x)) for x in maps]
     else:
-        # Mostly the vector is the average of the last map already.
+        # As wide as the last map, the vector is that map's average already.
         maps = maps[1:] if vector.shape[-1] == maps[0].shape[-1] else maps
         parts = [vector, *(layers.GlobalAveragePooling2D()(x) for x in maps)]
     return layers.Concatenate()([layers.UnitNormalization()(part) for part in parts])
@@ -150,9 +150,8 @@ def side_by_side(vector, maps: list, kind: str):
 def last_maps(network) -> list:
     """Maps (B, side, side, channels) of the network's three smallest sides, the smallest first.
 
-    Of each side the last from which all smaller ones are made, and the network's output: the end of
-    a stage, or what the first layers of the next stage make of it, but never one of several
-    branches.
+    Of each side it is the last from which all smaller maps and the network's output are made: the
+    end of a stage, or what the next stage's first layers make of it, but never a single branch.
     """
     from keras import layers, tree
 
