@@ -50,3 +50,15 @@ def test_one_step_is_the_paper_s():
     for array, wanted in zip(after, (*first, *second), strict=True):
         np.testing.assert_allclose(array, wanted, atol=1e-5)
     np.testing.assert_allclose(hidden, second[0], atol=1e-5)
+
+
+def test_the_output_layer_reads_state_mean_photo_and_what_was_attended_to():
+    captioner = untrained(CONFIGS["updown"])
+    decoder = captioner.decoder
+    parts = [decoder.recurrence.output, decoder.image.output, decoder.merge.output]
+    seen = keras.Model(decoder.network.inputs, parts)
+    (hidden, attended, _), image, merged = seen(
+        [random_features(3, captioner.config), np.full((3, 4), 5)]
+    )
+    np.testing.assert_allclose(merged, hidden + attended + image[:, None], atol=1e-6)
+    assert all(np.ptp(part) > 0.01 for part in (hidden, attended, image))
