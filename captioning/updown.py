@@ -94,7 +94,7 @@ class UpDownDecoder(Decoder):
         self.cell_input = self.add_feature_input("cell", noise_shape=(None, 1, None))
         self.cells = layers.Dense(width, activation="relu", name="cells")
         self.keys = layers.Dense(-(-width // 2), name="keys")  # half as wide, as in the paper
-        self.mean_cell = layers.GlobalAveragePooling1D(name="mean_cell")
+        self.mean_cell = layers.GlobalAveragePooling1D(keepdims=True, name="mean_cell")
         self.image = layers.Dense(width, activation="relu", name="image")
         # Of the first LSTM's gates, all that does not depend on the step before.
         self.image_gates = layers.Dense(4 * units, use_bias=False, name="image_gates")
@@ -103,18 +103,15 @@ class UpDownDecoder(Decoder):
         self.recurrence = UpDown(units, name="recurrence")
         # Projects the LSTM's output to the width of the sum, where they differ.
         self.words = layers.Dense(width, name="words") if units != width else None
-        self.image_step = layers.Reshape((1, -1), name="image_step")
-        self.gates_step = layers.Reshape((1, -1), name="gates_step")
         self.merge = layers.Add(name="merge")
         self.merged_dropout = self.add_dropout("merged", 0.8 * config.dropout)
 
     def project(self, features, training=None):
         """The mean photo (B, 1, merge_units), its gates (B, 1, 4 * units), keys, and cells."""
         seen = self.cell_input(features, training)  # (B, cells, feature_size)
-        image = self.image(self.mean_cell(seen))  # (B, merge_units)
+        image = self.image(self.mean_cell(seen))  # (B, 1, merge_units)
         cells = self.cells(seen)  # (B, cells, merge_units)
-        gates = self.gates_step(self.image_gates(image))
-        return self.image_step(image), gates, self.keys(cells), cells
+        return image, self.image_gates(image), self.keys(cells), cells
 
     def logits_of(self, image, tokens):
         hidden, attended, _ = self.read(image, self.embed(tokens))
@@ -127,8 +124,9 @@ class UpDownDecoder(Decoder):
 
     def combine(self, image, hidden, attended):
         """What a step, or all T, have given, (B, T, …), to logits (B, T, V)."""
+        mean, *_ = image
         words = self.words(hidden) if self.words else hidden  # (B, T, merge_units)
-        return self.logits(self.merged_dropout(self.merge([image[0], words, attended])))
+        return self.logits(self.merged_dropout(self.merge([mean, words, attended])))
 
     def init_state(self, features, training: bool = False):
         """Both LSTMs' states (W, units) and what `project` gives."""

@@ -20,7 +20,7 @@ def test_the_mean_misses_what_the_cells_miss():
     assert gone.mean() == pytest.approx(0.5, abs=0.1)
     assert (gone == gone[:, :1]).all()  # the same floats of all cells of a photo
     assert (gone[1:] != gone[:-1]).any()
-    np.testing.assert_allclose(mean, cells.numpy().mean(axis=1), atol=1e-6)
+    np.testing.assert_allclose(mean, cells.numpy().mean(axis=1, keepdims=True), atol=1e-6)
 
 
 def test_one_step_is_the_paper_s():
@@ -60,5 +60,5 @@ def test_the_output_layer_reads_state_mean_photo_and_what_was_attended_to():
     (hidden, attended, _), image, merged = seen(
         [random_features(3, captioner.config), np.full((3, 4), 5)]
     )
-    np.testing.assert_allclose(merged, hidden + attended + image[:, None], atol=1e-6)
+    np.testing.assert_allclose(merged, hidden + attended + image, atol=1e-6)
     assert all(np.ptp(part) > 0.01 for part in (hidden, attended, image))
