@@ -1,6 +1,7 @@
 """The merge network of the paper, and the Captioner: a decoder put to use, in one .h5 file."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import MISSING, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
@@ -142,8 +143,14 @@ class CaptionerConfig:
 
     def count_parameters(self) -> int:
         """The network's parameters; none is made."""
-        with keras.StatelessScope(initialize_variables=False):
-            return self.members * build_decoder(replace(self, members=1)).network.count_params()
+
+        def count() -> int:
+            with keras.StatelessScope(initialize_variables=False):
+                return build_decoder(replace(self, members=1)).network.count_params()
+
+        # In a thread of its own: Keras would make them with the next network of the same thread.
+        with ThreadPoolExecutor() as pool:
+            return self.members * pool.submit(count).result()
 
 
 def build_decoder(config: CaptionerConfig, log_frequencies=None) -> Decoder | Ensemble:

@@ -115,5 +115,5 @@ def test_without_photos_the_picture_shows_charts_alone(small, described, tmp_pat
 
 
 def test_a_picture_has_a_known_format(small, tmp_path):
-    done = describe(small / "data", tmp_path / "d.txt", images=tmp_path, code=1)
-    assert "d.txt: not a picture format. Name it .png" in done.stderr
+    done = describe(small / "data", tmp_path / "d.txt", images=tmp_path, code=2)
+    assert "d.txt is not a picture's name: it must end in .png" in done.stderr

@@ -1,5 +1,6 @@
 """Model files from strangers: refused in one line and in little memory, their code never run."""
 
+import dataclasses
 import json
 import os
 from unittest import mock
@@ -7,7 +8,7 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from helpers import CONFIG, WORDS, PeakMemory, run_here, untrained
+from helpers import CONFIG, CONFIGS, WORDS, PeakMemory, run_here, untrained
 
 from captioning.files import InputError
 from model import Captioner
@@ -150,6 +151,15 @@ def test_a_crafted_file_is_refused_in_one_line_and_little_memory(
         Captioner.load(model)
     assert str(error.value).isprintable()
     assert str(model) in str(error.value)
+    assert memory.taken < 300
+
+
+def test_what_was_only_counted_is_never_made():
+    """Nor with the next network, for which Keras makes all variables that it has put off."""
+    config = dataclasses.replace(CONFIG, units=2**13)  # a gigabyte
+    with PeakMemory() as memory:
+        assert config.count_parameters() > 2**28
+        untrained(CONFIGS["updown"])
     assert memory.taken < 300
 
 
