@@ -25,7 +25,7 @@ from captioning.files import InputError, check_writable, one_line, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
 
-SHOWN = 5  # names of what is left out of a folder
+NAMES_SHOWN = 5  # of what is left out of a folder
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -156,18 +156,19 @@ def expand(arguments: list[str]) -> dict[Path, str]:
 
 
 def log_others(folder: Path, images: list[Path]) -> None:
-    """Say what in a folder is not captioned; the text files of its images go without saying."""
-    texts = {image.with_suffix(".txt") for image in images}
-    others = sorted({path for path in folder.iterdir() if path.name[0] != "."} - texts - {*images})
+    """Say what in a folder is not captioned; text files of its images are not named."""
     if not images:
         cli.log(f"no images in {folder}: it has no file named like .jpg or .png")
-    for kind, left in (
-        ("folders", [path.name for path in others if path.is_dir()]),
-        ("files of other kinds", [path.name for path in others if not path.is_dir()]),
-    ):
-        if left:
-            some = ", ".join(map(one_line, left[:SHOWN])) + (", …" if len(left) > SHOWN else "")
-            cli.log(f"left out, {len(left)} {kind} in {folder}: {some}")
+    known = {*images, *(image.with_suffix(".txt") for image in images)}
+    left: dict[str, list[str]] = {"folders": [], "files of other kinds": []}
+    for path in sorted(folder.iterdir()):
+        if path not in known and not path.name.startswith("."):
+            left["folders" if path.is_dir() else "files of other kinds"].append(one_line(path.name))
+    for kind, names in left.items():
+        if names:
+            more = ["…"] * (len(names) > NAMES_SHOWN)
+            some = ", ".join([*names[:NAMES_SHOWN], *more])
+            cli.log(f"left out, {len(names)} {kind} in {folder}: {some}")
 
 
 def has_long_name(path: Path) -> bool:

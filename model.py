@@ -8,7 +8,8 @@ from pathlib import Path
 try:
     import keras
 
-    found = keras.backend.backend(), keras.config.floatx(), keras.config.image_data_format()
+    found = keras.backend.backend(), keras.config.dtype_policy().name
+    found += (keras.config.image_data_format(),)
     if found != ("tensorflow", "float32", "channels_last"):
         raise ImportError(f"it is set to {', '.join(found)}")
 except ImportError as error:  # of a backend, perhaps, that another project has set
@@ -148,7 +149,8 @@ class CaptionerConfig:
             with keras.StatelessScope(initialize_variables=False):
                 return build_decoder(replace(self, members=1)).network.count_params()
 
-        # In a thread of its own: Keras would make them with the next network of the same thread.
+        # Keras creates the variables that a thread has put off when it builds its next network. So
+        # this thread is one of its own.
         with ThreadPoolExecutor() as pool:
             return self.members * pool.submit(count).result()
 

@@ -68,7 +68,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--captions_per_image", type=positive, metavar="N", help="only the last N of each image")
     add("--batch_size", type=positive, default=16, help="images per pass; more is hardly faster")
     workers = parser.add_mutually_exclusive_group()
-    why = "processes, 1 GB each, that share the cores; one alone leaves some idle: try 2 on 8 cores"
+    why = "processes that share the cores, 1 GB each or more of large CNNs; one alone leaves some "
+    why += "idle: try 2 on 8 cores"
     workers.add_argument("--n_jobs", type=positive, default=1, metavar="N", help=why)
     workers.add_argument("--dask", metavar="tcp://HOST:8786", help="a Dask scheduler to extract on")
     add("--limit", type=positive, metavar="N", help="the first N images of each split, for a trial")

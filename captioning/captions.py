@@ -15,7 +15,7 @@ import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from captioning.files import InputError, is_file, load_pickle, one_line
 
@@ -28,12 +28,13 @@ POSSESSIVES = ("'s", "’s")
 ENTITY = re.compile(r"&(?:#\d+|#x[0-9a-f]+|[a-z]\w*);", re.IGNORECASE)  # of HTML
 # Soft hyphens, zero-width spaces, marks of direction and of byte order.
 INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u202a-\u202e\u2060\u2066-\u2069\ufeff]")
+INVISIBLE_KINDS = ("Cc", "Cf", "Cs", "Zl", "Zp", "Zs")  # of Unicode's categories
 JOINERS = "\u200c\u200d"  # of zero width; words of Persian and Hindi are spelt with them
 # Between two letters these separate words; between two digits, as in 1,000 and 3:30, they do not.
 MARK = '(?:[,;:!?…–—―|()\\[\\]{}"“”„«»、。，；：！？]|\\.{2,})'
 SEPARATOR = re.compile(rf"(?<!\d){MARK}|{MARK}(?!\d)")
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
-SHOWN = 50  # faults of a file's lines, at most
+FAULTS_SHOWN = 50  # of a file's lines, at most
 MAX_CAPTION_LENGTH = 20 * MAX_CAPTION_WORDS  # characters; to normalize some texts takes hours
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
 # Names of columns, by which the first line of a CSV is known for a header.
@@ -57,10 +58,15 @@ def tokenize(caption: str) -> list[str]:
     """
     caption = ENTITY.sub(lambda entity: html.unescape(entity[0]), caption)
     caption = INVISIBLE.sub("", unicodedata.normalize("NFC", caption))
-    if not caption.isprintable():  # white space of any kind; what would control a terminal
-        caption = "".join(c if c.isprintable() or c in JOINERS else " " for c in caption)
+    if not caption.isprintable():
+        caption = "".join(" " if _is_invisible(c) else c for c in caption)
     words = SEPARATOR.sub(" ", caption).lower().split()
     return [token for word in words for token in _split_word(word)]
+
+
+def _is_invisible(c: str) -> bool:
+    """Whether it is white space of any kind, or might control a terminal, and is no joiner."""
+    return c not in JOINERS and unicodedata.category(c) in INVISIBLE_KINDS
 
 
 @functools.lru_cache(maxsize=65536)  # captions repeat their words
@@ -95,8 +101,7 @@ class Vocabulary:
         if len(self.ids) != len(self.words):
             raise InputError("a vocabulary must not hold a word twice")
         for word in self.words:
-            visible = "".join(c for c in word if c not in JOINERS)
-            if not visible.isprintable() or not visible.strip() or " " in word:
+            if any(map(_is_invisible, word)) or not word.strip(JOINERS):
                 raise InputError(f"the vocabulary's {word!r:.50} is not of visible characters")
             if len(word) > MAX_WORD_LENGTH:
                 raise InputError(f"{word[:20]}… is longer than {MAX_WORD_LENGTH} characters")
@@ -140,20 +145,21 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 ({error.reason}). Save it as UTF-8.") from error
     splits = None
-    if text.lstrip()[:1] == "[":
+    faults: list[str] = []  # of all lines, so that they can be mended at once
+    if re.match(r"\s*\[\s*[\[{\"]", text):
         raise InputError(f"{path} is a JSON list, which is not read. Make it a CSV: image,caption.")
     if text.lstrip()[:1] == "{":
         rows, splits = _read_karpathy(path, text)
     elif re.match(r"[^\t\n]+#\d+\t", text.lstrip()):
-        rows = _read_token_lines(path, text)
+        rows = _read_token_lines(path, text, faults)
     else:
-        rows = _read_csv(path, text)
+        rows = _read_csv(path, text, faults)
     captions: dict[str, list[str]] = {}
-    faults = []  # of all lines, so that they can be mended at once
     for where, name, caption in rows:
         name = image_id_of(name)
         parts = PurePosixPath(name.replace("\\", "/")).parts
-        if not parts or parts[0] == "/" or ".." in parts or "\0" in name:
+        outside = PurePath(name).anchor or parts[:1] == ("/",)  # of Windows, C:
+        if not parts or outside or ".." in parts or "\0" in name:
             name = repr(one_line(name))
             faults.append(f"{where}: {name} is not a file name inside the images folder.")
             continue
@@ -162,8 +168,8 @@ def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, lis
         if fault := _fault(caption, tokens):
             faults.append(f"{where}: the caption of {one_line(name)} {fault} or drop it.")
     if faults:
-        more = f"\n… and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
-        raise InputError("\n".join(faults[:SHOWN]) + more)
+        more = [f"… and {len(faults) - FAULTS_SHOWN} more"] * (len(faults) > FAULTS_SHOWN)
+        raise InputError("\n".join([*faults[:FAULTS_SHOWN], *more]))
     if not captions:
         raise InputError(f"{path} holds no captions.")
     return captions, splits
@@ -186,7 +192,8 @@ def image_id_of(name: str) -> str:
     return PurePosixPath(name).as_posix()
 
 
-def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
+def _read_csv(path: Path, text: str, faults: list[str]) -> Iterable[tuple[str, str, str]]:
+    """Where, image and caption of each row; of other rows the fault is added to `faults`."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     first = True
     try:
@@ -195,25 +202,26 @@ def _read_csv(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
             if not any(map(str.strip, row)):
                 continue
             if len(row) != 2:
-                raise InputError(
+                faults.append(
                     f"{where}: {len(row)} columns where there should be two, image and caption. "
                     f'Put a caption with commas between double quotes ("…").'
                 )
+                continue
             image_id, caption = row[0].strip(), row[1]
             names = image_id.lower() in IMAGE_COLUMNS, caption.strip().lower() in CAPTION_COLUMNS
             if not (first and any(names)):  # a header
                 yield where, image_id, caption
             first = False
     except csv.Error as error:
-        raise InputError(f"{path}:{reader.line_num}: {error}. Mend the line's quotes.") from error
+        faults.append(f"{path}:{reader.line_num}: {error}. Mend the line's quotes.")
 
 
-def _read_token_lines(path: Path, text: str) -> Iterable[tuple[str, str, str]]:
+def _read_token_lines(path: Path, text: str, faults: list) -> Iterable[tuple[str, str, str]]:
     for number, line in enumerate(map(str.strip, text.split("\n")), 1):
         if match := re.fullmatch(r"([^\t]+)#\d+\t(.*)", line):
             yield f"{path}:{number}", match[1], match[2]
         elif line:
-            raise InputError(f"{path}:{number}: not of the form name.jpg#0<TAB>caption.")
+            faults.append(f"{path}:{number}: not of the form name.jpg#0<TAB>caption.")
 
 
 def _read_karpathy(path: Path, text: str) -> tuple[list[tuple[str, str, str]], dict]:

@@ -65,7 +65,7 @@ positive_int = number(int, lambda value: value >= 1, "1 or more")
 seed = number(int, lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}")
 positive_float = number(float, lambda value: 0 < value < float("inf"), "above 0")
 fraction = number(float, lambda value: 0 <= value < 1, "from 0 to below 1")
-finite = number(float, math.isfinite, "a finite number")
+finite_number = number(float, math.isfinite, "a finite number")
 
 
 def picture(text: str) -> Path:
@@ -126,11 +126,11 @@ def check_model_path(path: Path, replace: bool) -> None:
     """Raises InputError if `path` is not named .h5, cannot be written, or must not be replaced."""
     if path.suffix != ".h5":
         raise InputError(f"--model_path {path}: its name must end in .h5")
+    check_writable(path)
     if path.exists() and not replace:
         raise InputError(
             f"{path} is there already. Give --overwrite, or name another --model_path."
         )
-    check_writable(path)
 
 
 def check_training(args: argparse.Namespace, start: Path | None) -> None:
@@ -142,10 +142,7 @@ def check_training(args: argparse.Namespace, start: Path | None) -> None:
     if folder := args.tensorboard:
         if importlib.util.find_spec("tensorboard") is None:
             raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"--tensorboard {folder}: {error.strerror}. Name a folder.") from error
+        check_writable(folder / "events")
 
 
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
@@ -154,7 +151,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     why = "hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions"
     add("--beam_size", type=positive_int, default=1, metavar="K", help=why)
     why = "ranks a beam by log-probability / length ** penalty: 0 favours short captions, 1 long"
-    add("--length_penalty", type=finite, default=LENGTH_PENALTY, help=why)
+    add("--length_penalty", type=finite_number, default=LENGTH_PENALTY, help=why)
 
 
 def default_model() -> Path:
@@ -248,6 +245,8 @@ def run(main: Callable[[], None], resume: str = "") -> None:
     except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be read
         log(f"error: {error}")
     if code == FAILED and sys.stdout is sys.__stdout__ is not None:
-        with contextlib.suppress(OSError):  # flushing the rest would fail again, with a traceback
+        try:
+            sys.stdout.flush()
+        except OSError:  # at the end Python would flush it again, with a traceback
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(code)

@@ -197,10 +197,11 @@ class Decoder(ABC):
         Raises InputError if one is NaN or infinite.
         """
         size = features.shape[-1]
+        step = 256 if features.ndim == 2 else 32  # images
         for made in self.feature_inputs.values():
             sums = np.zeros((3, size))
-            for start in range(0, len(rows), 256):  # all images' cells would not fit into memory
-                batch = finite(features[rows[start : start + 256]]).astype(np.float64)
+            for start in range(0, len(rows), step):  # all images' cells would not fit into memory
+                batch = finite(features[rows[start : start + step]]).astype(np.float64)
                 vectors = batch.reshape(-1, size)
                 vectors = vectors / (np.linalg.norm(vectors, axis=1, keepdims=True) + 1e-9)
                 sums += [np.full(size, len(vectors)), vectors.sum(0), np.square(vectors).sum(0)]

@@ -73,7 +73,7 @@ class Encoder:
         """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used.
 
         Photos are reduced to a side of `photo_size` pixels before anything else; 0 is the size that
-        the network sees. Who learnt from smaller photos is not to be shown more of others.
+        the network sees. A captioner that was trained on smaller photos must not see larger ones.
         """
         import keras
         import tensorflow as tf
@@ -216,10 +216,10 @@ def weights_error(network: str, weights: str, reason: str) -> InputError:
 
 
 def scale_efficientnet(pixels):
-    """What Keras' EfficientNet does beside its own scaling if it knows the weights as "imagenet".
+    """Pixels (B, S, S, 3) as EfficientNet's first layer must get them where weights are a file's.
 
-    It divides by the colours' √std after its first layer, which computes (pixels / 255 − mean) /
-    std. Of these pixels, (B, S, S, 3), that layer computes the same.
+    That layer computes (pixels / 255 − mean) / std. Where weights are called "imagenet", Keras adds
+    one that divides by √std; without it the same weights would give other features.
     """
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     return 255 * ((pixels / 255 - mean) / np.sqrt(std) + mean)
@@ -256,8 +256,8 @@ def build_lite0(weights: str, size: int = IMAGE_SIZE):
     try:
         if weights != "random":
             network.load_weights(path)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
+    except Exception as error:  # what Keras raises on another file is of many kinds
+        reason = one_line(str(error).partition("\n")[0])
         raise InputError(f"{path} does not fit EfficientNet-Lite0 ({reason}). {fix}.") from error
     return network
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.encoders import Encoder
+from captioning.encoders import GRID_CELLS, Encoder
 from captioning.files import ROOT, InputError, atomic_path, load_pickle, one_line, sha256
 from captioning.images import READING, try_load_image
 
@@ -42,7 +42,7 @@ def hash_files(paths: list[Path]) -> list[str]:
 def shard_files(encoder: Encoder, hashes: list[str], work_dir: Path) -> list[Path]:
     """The file of each shard of `SHARD_SIZE` images, by the hashes of theirs."""
     made_by = (encoder.name, encoder.weights_hash, encoder.kind)
-    made_by += (str(encoder.photo_size), str(READING))
+    made_by += (str(encoder.photo_size), str(READING), str(encoder.features_shape))
     files = []
     for start in range(0, len(hashes), SHARD_SIZE):
         parts = "\0".join([*made_by, *hashes[start : start + SHARD_SIZE]])
@@ -272,7 +272,9 @@ def load_features(folder: Path) -> dict:
     fields |= {"files": list, "reading": int, "photo_size": int, "photos": np.ndarray}
     content = load_pickle(path, fields | texts)
     array, image_ids = content["features"], content["image_ids"]
-    if {2: np.float32, 3: np.float16}.get(array.ndim) != array.dtype:  # a vector, or a grid's cells
+    # Of each image a vector, or a grid's cells, of which there were more once.
+    dtype = {(): np.float32, (GRID_CELLS,): np.float16}.get(array.shape[1:-1])
+    if array.ndim < 2 or array.dtype != dtype:
         raise InputError(f"{path} is not what preprocess.py writes (features). Run it again.")
     if len(image_ids) != len(array):
         counts = f"{len(array)} features of {len(image_ids)} images"

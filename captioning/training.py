@@ -102,7 +102,10 @@ def fit(
                     shuffle=False,  # the batches have their own order
                 )
         except tf.errors.OpError as error:
-            raise train.fault or (dev and dev.fault) or error from error
+            fault = train.fault or (dev and dev.fault)
+            if fault:
+                raise fault from error
+            raise
     return recorder
 
 

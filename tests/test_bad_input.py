@@ -156,6 +156,7 @@ CAPTION_FILES = {  # name: content, and what the error must say; None: it is rea
     "punctuation": (b"a.jpg,a dog\nb.jpg, ...\n", ":2: the caption of b.jpg has no word"),
     "an emoji": ("a.jpg,\U0001f436\n".encode(), ":1: the caption of a.jpg has no word"),
     "a json list": (b'[{"image": "a.jpg", "caption": "a dog"}]', "is a JSON list"),
+    "brackets in a name": (b"[a].jpg,a dog\n", None),
     "up": (b"../a.jpg,a dog\n", "not a file name inside"),
     "up in the middle": (b"a/../../b.jpg,a dog\n", "not a file name inside"),
     "up, backslashes": (b"..\\a.jpg,a dog\n", "not a file name inside"),
@@ -184,13 +185,13 @@ def test_a_captions_file_is_read_or_refused_in_one_line(tmp_path, name):
 
 def test_all_bad_captions_are_named_at_once(tmp_path):
     path = tmp_path / "captions.csv"
-    path.write_text("a.jpg,a dog\nb.jpg,\nc.jpg,!\n../d.jpg,a cat\n" + "e.jpg,\n" * 60)
+    path.write_text("a.jpg,\nb.jpg,a, b\n../d.jpg,a cat\nx.jpg,a dog\n" + "e.jpg,\n" * 60 + '"')
     with pytest.raises(InputError) as error:
         read_captions(path)
     lines = str(error.value).splitlines()
-    assert [line.split(": ")[0][-2:] for line in lines[:3]] == [":2", ":3", ":4"]
+    assert [line.split(": ")[0][-2:] for line in lines[:3]] == [":1", ":2", ":3"]
     assert len(lines) == 51
-    assert lines[-1] == "… and 13 more"
+    assert lines[-1] == "… and 14 more"
 
 
 def test_photos_that_are_links_are_read(tmp_path):

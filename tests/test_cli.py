@@ -30,6 +30,12 @@ def test_another_project_s_keras_settings_do_not_count(said, tmp_path):
     assert done.stdout == f"{photo}\t{said['donna.jpg']}\n"
 
 
+def test_what_was_printed_before_an_error_is_not_lost():
+    code = "from captioning import cli\ndef main():\n    print('made')\n    raise OSError\n"
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+    assert run_script("-c", code + "cli.run(main)", code=1, env=env).stdout == "made\n"
+
+
 @pytest.mark.parametrize(
     "settings", [{"KERAS_BACKEND": "torch"}, {"KERAS_HOME": "."}], ids=["backend", "file"]
 )

@@ -101,11 +101,13 @@ def test_weights_that_cannot_be_had_or_do_not_fit(small, vgg16, cache, tmp_path)
     """The error names the file, the network, and what to do."""
     write_official_layout(tmp_path / "notop.h5", vgg16.layers[:-4])
     (tmp_path / "text.h5").write_text("not HDF5")
+    (tmp_path / "x.keras").write_text("no zip")
     place = f"/vgg16/{VGG16_FILE} into ~/.keras/models as {VGG16_FILE}"
     for encoder, weights, messages in [
         ("vgg16", "imagenet", ["VGG16's weights could not be", place, "--encoder efficientnet"]),
         ("vgg16", tmp_path / "missing.h5", ["no such file"]),
         ("vgg16", tmp_path / "text.h5", ["does not fit VGG16", "not 'notop'"]),
+        ("efficientnet_lite0", tmp_path / "x.keras", ["does not fit EfficientNet-Lite0 ("]),
         ("vgg16", tmp_path / "notop.h5", ["does not fit VGG16", "Keras' VGG16", "not 'notop'"]),
         ("mobilenet", tmp_path / "notop.h5", ["does not fit MobileNet (", "Keras' MobileNet "]),
     ]:

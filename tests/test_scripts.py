@@ -282,6 +282,7 @@ def test_train_refuses_what_is_not_its_input(small, tmp_path):
         (features | {"image_ids": []}, "has 60 features of 0 images"),
         (features | {"features": features["features"].astype("f8")}, "writes (features)"),
         (features | {"features": features["features"][0]}, "writes (features)"),
+        (features | {"features": np.zeros((60, 49, 8), "f2")}, "writes (features)"),
         (features | {"image_ids": [f"{i}.jpg" for i in range(60)]}, "not of one run"),
     ):
         joblib.dump(content, data / "features.pkl")
