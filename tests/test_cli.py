@@ -37,7 +37,9 @@ def test_what_was_printed_before_an_error_is_not_lost():
 
 
 @pytest.mark.parametrize(
-    "settings", [{"KERAS_BACKEND": "torch"}, {"KERAS_HOME": "."}], ids=["backend", "file"]
+    "settings",
+    [{"KERAS_BACKEND": "torch"}, pytest.param({"KERAS_HOME": "."}, marks=pytest.mark.long)],
+    ids=["backend", "file"],
 )
 def test_the_model_cannot_be_imported_under_other_settings(settings, tmp_path):
     (tmp_path / "keras.json").write_text('{"floatx": "float16"}')

@@ -108,6 +108,7 @@ def test_captions_of_a_word_or_two_are_scored(scorer):
         assert np.isfinite(rows["constant"]["CIDEr"])
 
 
+@pytest.mark.long
 @needs_java
 def test_meteor_knows_the_same_from_the_other_and_the_rest_does_without_it():
     scorer = Scorer()
