@@ -61,6 +61,7 @@ def test_one_dev_photo_has_a_score():
     assert weighed.score(0, ["a", "dog", "runs"]) > weighed.score(0, ["a", "dog", "sits"]) > 0
 
 
+@pytest.mark.long
 def test_only_what_samples_can_teach_is_trained(tmp_path):
     captioner = prepare_for_scst(untrained(), {})
     decoder = captioner.decoder
