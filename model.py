@@ -151,7 +151,7 @@ class CaptionerConfig:
 
         # Keras creates the variables that a thread has put off when it builds its next network. So
         # this thread is one of its own.
-        with ThreadPoolExecutor() as pool:
+        with ThreadPoolExecutor(1) as pool:
             return self.members * pool.submit(count).result()
 
 

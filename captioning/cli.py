@@ -85,10 +85,8 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of the CNN's weights."""
-    why = (
-        "the CNN's: imagenet (which Keras downloads once; EfficientNet-Lite0's are included), the "
-    )
-    why += "file that it downloads, or random (tests only); in captioning as in preprocess.py"
+    why = "the CNN's: imagenet (which Keras downloads once; EfficientNet-Lite0's are included), "
+    why += "the file that it downloads, or random (tests only); in captioning as in preprocess.py"
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
 
@@ -208,19 +206,19 @@ def _kept_stderr() -> Iterator[None]:
         yield
         return
     faulthandler.enable(stderr)  # a crash is shown all the same
-    try:
-        with tempfile.TemporaryFile() as notes:
-            os.dup2(notes.fileno(), 2)
-            try:
-                yield
-            except Exception:
+    failed = True
+    with tempfile.TemporaryFile() as notes:
+        os.dup2(notes.fileno(), 2)
+        try:
+            yield
+            failed = False
+        finally:
+            os.dup2(stderr, 2)
+            faulthandler.enable(2)
+            os.close(stderr)
+            if failed:
                 notes.seek(0)
-                os.write(stderr, notes.read())
-                raise
-    finally:
-        os.dup2(stderr, 2)
-        faulthandler.enable(2)
-        os.close(stderr)
+                os.write(2, notes.read())
 
 
 def run(main: Callable[[], None], resume: str = "") -> None:

@@ -310,7 +310,7 @@ def tried(kind: str, numbers: range, folder: Path) -> tuple[list[str], dict]:
             short = all(line.isprintable() and len(line) < 1000 for line in lines)
             if not short or len(lines) > (60 if kind == "captions" else 1):
                 fault = f"not one short line: {error!s:.2000}"
-        except BaseException:
+        except Exception:  # any other is what is looked for
             fault = traceback.format_exc()
         seconds, taken = round(time.process_time() - start, 2), round(memory.taken)
         took |= {"seconds": max(took["seconds"], (seconds, number))}
