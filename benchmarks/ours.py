@@ -19,21 +19,33 @@ EXTRACTED_IMAGES = {"vgg16": 256, "efficientnet_lite0": workload.PHOTOS}
 
 
 def train(folder: Path) -> None:
-    """Two epochs as train.py does them; the second has no tracing in it."""
-    import keras
+    """An epoch of the merge network; `caption` takes what it leaves."""
+    captioner = workload.captioner("vgg16", "-", workload.FEATURE_SIZE)
+    path = folder / "caption_model.h5"
+    epoch(captioner, workload.features(folder), path, learning_rate=1.5e-3)
 
+
+def updown(folder: Path) -> None:
+    """An epoch of Up-Down."""
+    captioner = workload.captioner("efficientnet_lite0", "-", workload.CELL_SIZE, **workload.UPDOWN)
+    path, options = folder / "updown_model.h5", {"learning_rate": 1e-3, "weight_decay": 0.05}
+    epoch(captioner, workload.cells(folder), path, workload.UPDOWN_SHARE, **options)
+
+
+def epoch(captioner, features: np.ndarray, path: Path, share: float = 1.0, **options) -> None:
+    """Report the seconds of an epoch as train.py does it, from a share of the captions.
+
+    It is the second one, which has no tracing and compiling in it.
+    """
     from captioning.batches import CaptionBatches
     from captioning.training import Options, fit
 
-    keras.utils.set_random_seed(0)
-    captioner = workload.captioner("vgg16", "-", workload.FEATURE_SIZE)
-    features, captions = workload.features(folder), workload.captions()
-    batches = CaptionBatches(features, captions, captioner.vocabulary, workload.BATCH_SIZE, 0)
-    path = folder / "caption_model.h5"
-    fit(captioner, batches, None, Options(path, epochs=2, learning_rate=1.5e-3))
+    captions, size = workload.captions(share), workload.BATCH_SIZE
+    batches = CaptionBatches(features, captions, captioner.vocabulary, size, seed=0)
+    fit(captioner, batches, None, Options(path, epochs=2, **options))
     with path.with_suffix(".csv").open() as file:
         epochs = [float(row["seconds"]) for row in csv.DictReader(file)]
-    workload.report(seconds=epochs[1])
+    workload.report(seconds=epochs[1] / share)
 
 
 def caption(folder: Path) -> None:
@@ -105,7 +117,10 @@ def seconds(run, *arguments) -> float:
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
     cli.load_tensorflow()
+    import keras
+
+    keras.utils.set_random_seed(0)
     if task.startswith("extract_"):
         extract(folder, task.removeprefix("extract_"))
     else:
-        {"train": train, "caption": caption, "model": model}[task](folder)
+        {"train": train, "updown": updown, "caption": caption, "model": model}[task](folder)

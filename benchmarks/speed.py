@@ -72,6 +72,19 @@ def training(folder: Path, torch_python: str | None) -> tuple[list, dict]:
     return rows, {f"train_vs_{name}": ratio for name, (_, _, ratio, _) in ratios}
 
 
+def updown(folder: Path, torch_python: str | None) -> tuple[list, dict]:
+    """An epoch of Up-Down, likewise."""
+    contestants = {"ours": ("ours", "updown", folder)}
+    if torch_python:
+        contestants["PyTorch"] = ("torch_packed", "updown", folder, torch_python)
+    compared = compare(measure, contestants, base=0, turns=TURNS)
+    rows = [
+        (f"training Up-Down, {what} (a tenth, scaled)", f"{seconds:,.1f} s per epoch", ratio, peak)
+        for what, seconds, ratio, peak in compared
+    ]
+    return rows, {"updown_vs_torch": compared[1][2]} if torch_python else {}
+
+
 def captioning(folder: Path) -> tuple[list, dict]:
     """Captions from features, with the network that `training` left: rows, and the rates."""
     rates = measure("ours", "caption", folder)
@@ -127,10 +140,11 @@ def main() -> None:
     args = parser.parse_args()
     folder = args.work_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    workload.features(folder)
-    workload.photos(folder)
-    parts = [training(folder, args.torch_python), captioning(folder), extraction(folder)]
-    parts.append(command_line(folder))
+    for make in (workload.features, workload.cells, workload.photos):
+        make(folder)
+    torch = args.torch_python
+    parts = [training(folder, torch), captioning(folder), updown(folder, torch)]
+    parts += [extraction(folder), command_line(folder)]
     print(f"{machine()}\n\n| measured | figure | ratio | peak memory |\n|---|---|---|---|")
     figures = {}
     for rows, own in parts:

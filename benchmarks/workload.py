@@ -21,6 +21,10 @@ FEATURE_SIZE = 4096  # VGG16's
 VOCABULARY_SIZE = 3490  # of the words seen three times in Flickr8k's training captions
 EMBEDDING_SIZE = UNITS = 256
 BATCH_SIZE = 64  # captions
+# Up-Down: its sizes, on EfficientNet-Lite0's cells.
+CELLS, CELL_SIZE = 36, 1904
+UPDOWN = {"decoder": "updown", "features": "grid", "units": 512, "merge_units": 512}
+UPDOWN_SHARE = 1 / 10  # of an epoch that is measured: enough for a median step
 PHOTOS = 1024
 # How many of Flickr8k's 30,000 training captions have 2, 3, 4 … 36 words.
 LENGTHS = (15, 126, 346, 862, 1958, 2537, 2929, 3318, 3320, 3131, 2777, 2321, 1848, 1329, 976, 662)
@@ -34,12 +38,12 @@ def vocabulary() -> Vocabulary:
     return Vocabulary([*SPECIAL_TOKENS, *(f"word{i}" for i in range(count))])
 
 
-def captioner(encoder: str, weights_hash: str, feature_size: int):
-    """An untrained captioner of the full size."""
+def captioner(encoder: str, weights_hash: str, feature_size: int, **sizes):
+    """An untrained captioner of the full size, or of other `sizes`."""
     from model import Captioner, CaptionerConfig, build_decoder
 
     longest = FIRST_LENGTH + len(LENGTHS) - 1
-    config = CaptionerConfig(feature_size, VOCABULARY_SIZE, longest, encoder, weights_hash)
+    config = CaptionerConfig(feature_size, VOCABULARY_SIZE, longest, encoder, weights_hash, **sizes)
     return Captioner(build_decoder(config), vocabulary(), config)
 
 
@@ -57,11 +61,21 @@ def captions(share: float = 1.0) -> list[tuple[int, str]]:
 
 def features(folder: Path) -> np.ndarray:
     """(IMAGES, FEATURE_SIZE) float32, half of them 0 as after a ReLU; memory-mapped."""
-    path = folder / "features.npy"
+    return drawn(folder / "features.npy", (IMAGES, FEATURE_SIZE), np.float32)
+
+
+def cells(folder: Path) -> np.ndarray:
+    """(IMAGES, CELLS, CELL_SIZE) float16, as `features`: a grid's."""
+    return drawn(folder / "cells.npy", (IMAGES, CELLS, CELL_SIZE), np.float16)
+
+
+def drawn(path: Path, shape: tuple[int, ...], dtype) -> np.ndarray:
+    """Random numbers of at least 0, made once."""
     if not path.is_file():
         random = np.random.default_rng(1)
-        values = random.standard_normal((IMAGES, FEATURE_SIZE), dtype=np.float32)
-        np.save(path, np.maximum(values, 0))
+        values = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        for row in values:
+            row[:] = np.maximum(random.standard_normal(row.shape, np.float32), 0)
     return np.load(path, mmap_mode="r")
 
 
