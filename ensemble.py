@@ -1,16 +1,21 @@
 """Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
 word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
 
-Reads   the .h5 files that are named, two or more.
+With --neighbours, of one captioner too, the file also gets the training photos' captions: of a beam
+that caption then comes first which is most like what people said of similar photos.
+
+Reads   the .h5 files that are named, and DATA_DIR/features.pkl and captions.pkl.
 Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half the size.
 
-  python ensemble.py models/seed0.h5 models/seed1.h5 models/seed2.h5"""
+  python ensemble.py models/seed0.h5 models/seed1.h5 models/seed2.h5
+  python ensemble.py models/finetuned.h5 --neighbours data"""
 
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from captioning import cli
-from captioning.features import all_photos
+from captioning.captions import load_captions
+from captioning.features import all_photos, load_features
 from captioning.files import InputError
 
 
@@ -20,20 +25,31 @@ def main() -> None:
     add = parser.add_argument
     add("members", type=Path, nargs="+", metavar="MODEL", help="what to put in")
     add("--model_path", type=Path, default="models/ensemble.h5", help="what to write")
+    why = "the folder of the two pickles whose training photos a beam is to be compared with"
+    add("--neighbours", type=Path, metavar="DATA_DIR", help=why)
     cli.add_overwrite_option(parser)
     args = parser.parse_args()
     cli.check_model_path(args.model_path, args.overwrite)
-    if len({path.resolve() for path in args.members}) < max(2, len(args.members)):
+    least = 1 if args.neighbours else 2
+    if len({path.resolve() for path in args.members}) < max(least, len(args.members)):
         raise InputError("an ensemble takes two or more captioners, each of them once.")
+    if args.neighbours:
+        features, text = load_features(args.neighbours), load_captions(args.neighbours)
     cli.load_tensorflow()
     from model import Captioner
 
     captioners = [Captioner.load(path) for path in args.members]
     for path, captioner in zip(args.members, captioners, strict=True):
         check(path, captioner, captioners[0], args.members[0])
-    ensemble(captioners).save(args.model_path, half=True)
+    whole = ensemble(captioners)
+    if args.neighbours:
+        whole.check_features(features)
+        whole.neighbours = neighbours(whole.vocabulary, features, text)
+    whole.save(args.model_path, half=True)
     size = args.model_path.stat().st_size / 1e6
-    cli.log(f"{len(captioners)} captioners in {args.model_path}, {size:.1f} MB")
+    cli.log(f"{len(captioners)} network(s) in {args.model_path}, {size:.1f} MB")
+    if args.neighbours:
+        cli.log(f"a beam is compared with {len(whole.neighbours.vectors)} photos")
 
 
 def check(path: Path, captioner, first, first_path: Path) -> None:
@@ -58,12 +74,24 @@ def ensemble(captioners: list):
 
     first = captioners[0]
     training = {"members": [captioner.config.training for captioner in captioners]}
+    training = training if len(captioners) > 1 else first.config.training
     config = replace(first.config, members=len(captioners), training=training)
     decoder = build_decoder(config)
     for member, captioner in zip(decoder.members, captioners, strict=True):
         member.copy_pretrained(captioner.decoder)
     photos = all_photos([captioner.photos for captioner in captioners])
     return Captioner(decoder, first.vocabulary, config, photos=photos)
+
+
+def neighbours(vocabulary, features: dict, text: dict):
+    """The training split's photos and captions; `features` and `text` are the pickles' contents."""
+    from captioning.batches import caption_rows
+    from captioning.neighbours import Neighbours
+
+    captions = {}  # row of the features -> ids of each caption
+    for row, caption in caption_rows("train", text, features):
+        captions.setdefault(row, []).append(vocabulary.encode(caption)[1:-1])
+    return Neighbours.of(features["features"], captions)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def main() -> None:
 
     captioner = Captioner.load(model_path)
     captioner.check_features(features)
+    if args.no_neighbours:
+        captioner.neighbours = None
     pairs = caption_rows(args.split, text, features)
     seen = trained_on(captioner, features, pairs)
     if args.exclude_trained:
@@ -85,7 +87,7 @@ def main() -> None:
     results["protocol"] |= {
         "trained_on": None if captioner.photos is None else len(seen),
         "split": args.split,
-        "decoding": {"beam_size": args.beam_size, "length_penalty": args.length_penalty},
+        "decoding": decoding(captioner, args),
         "decoding_seconds": round(seconds, 3),
         "encoder": captioner.config.encoder,
         "model_sha256": sha256(model_path),
@@ -94,6 +96,13 @@ def main() -> None:
     write_results(args.output_dir, captions, results)
     print_table(results)
     draw_gallery(args, captions, references, each)
+
+
+def decoding(captioner, args) -> dict:
+    """What captions depend on besides the model."""
+    neighbours = captioner.neighbours is not None and args.beam_size > 1
+    own = {"beam_size": args.beam_size, "length_penalty": args.length_penalty}
+    return own | {"neighbours": neighbours}
 
 
 def decode(captioner, images: np.ndarray, args) -> tuple[list[str], float]:

@@ -133,7 +133,8 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
     if args.output.exists() and not args.output.is_file():  # a pipe, or a device
         return Stream(args.format, args.num_captions, args.output.open("w", newline="", **TEXT))
     check_writable(args.output.with_name(args.output.name + ".partial"))
-    settings = {name: getattr(args, name) for name in ("weights", "beam_size", "length_penalty")}
+    names = ("weights", "beam_size", "length_penalty", "no_neighbours")
+    settings = {name: getattr(args, name) for name in names}
     if args.model_path.is_file():
         settings["model"] = sha256(args.model_path)
     replace = "resume" if args.resume else "overwrite" if args.overwrite else ""
@@ -186,6 +187,8 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
     from model import Captioner
 
     captioner = Captioner.load(args.model_path, args.weights)
+    if args.no_neighbours:
+        captioner.neighbours = None
     load = partial(try_load_image, size=captioner.config.photo_size)
     with ThreadPoolExecutor() as pool, cli.progress(len(photos), "image") as bar:
         for start in range(0, len(photos), args.batch_size):

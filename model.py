@@ -37,6 +37,7 @@ from captioning.model_file import (
     read_description,
     write_model,
 )
+from captioning.neighbours import Neighbours
 from captioning.updown import UpDownDecoder
 
 
@@ -177,11 +178,12 @@ class Captioner:
     config: CaptionerConfig
     encoder_weights: str = "imagenet"  # as in `Encoder`
     photos: np.ndarray | None = None  # hashes of the training photos' pixels, uint64; None: unknown
+    neighbours: Neighbours | None = None  # by which a beam is put into another order
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
-        words, config = self.vocabulary.words, asdict(self.config)
-        write_model(path, self.decoder.network, words, config, self.photos, half)
+        words, config, network = self.vocabulary.words, asdict(self.config), self.decoder.network
+        write_model(path, network, words, config, self.photos, self.neighbours, half)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
@@ -191,11 +193,13 @@ class Captioner:
         or is no captioner.
         """
         with open_model(path) as file:  # in such a block every fault is the file's
-            words, description, photos = read_description(file)
+            words, description, photos, neighbours = read_description(file)
         try:
             vocabulary, config = Vocabulary(words), CaptionerConfig.parse(description)
             if len(vocabulary) != config.vocabulary_size:
                 raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
+            if neighbours and len(neighbours.mean) != config.feature_size:
+                raise InputError(f"its neighbours' features are of {len(neighbours.mean)} floats")
         except InputError as error:
             raise not_a_captioner(path, error) from error
         parameters = config.count_parameters()
@@ -204,7 +208,7 @@ class Captioner:
         decoder = build_decoder(config)
         with open_model(path) as file:
             read_arrays(file, decoder.network)
-        return cls(decoder, vocabulary, config, weights, photos)
+        return cls(decoder, vocabulary, config, weights, photos, neighbours)
 
     def check_features(self, features: dict) -> None:
         """Make sure that the content of features.pkl is what the captioner was trained on.
@@ -268,15 +272,21 @@ class Captioner:
     ) -> list[list[tuple[str, float]]]:
         """The beam of every image, best first: (sentence, summed log-probability) pairs.
 
-        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`. Raises
-        InputError if one is NaN or infinite.
+        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`. With
+        neighbours, their order is the final one. Raises InputError if a feature is NaN or infinite.
         """
         penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
         beams = []
         for start in range(0, len(features), DECODING_BATCH):
             batch = finite(features[start : start + DECODING_BATCH])
             tokens, scores = self._searches(beam_size)(batch, penalty)  # (B, K, …), (B, K)
-            for ids, sums in zip(tokens.numpy(), scores.numpy().tolist(), strict=True):
+            tokens, scores = tokens.numpy(), scores.numpy()
+            if self.neighbours and beam_size > 1:
+                lengths = np.maximum(np.count_nonzero(tokens, axis=2), 1)  # (B, K), with END
+                order = self.neighbours.rank(batch, tokens, scores / lengths**length_penalty)
+                tokens = np.take_along_axis(tokens, order[..., None], axis=1)
+                scores = np.take_along_axis(scores, order, axis=1)
+            for ids, sums in zip(tokens, scores.tolist(), strict=True):
                 found = list(zip(map(self.vocabulary.decode, ids), sums, strict=True))
                 # Of NaN weights nothing is probable: the first caption stays all the same.
                 beams.append([entry for entry in found if entry[1] > NEG_INF] or found[:1])

@@ -150,6 +150,8 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     add("--beam_size", type=positive_int, default=1, metavar="K", help=why)
     why = "ranks a beam by log-probability / length ** penalty: 0 favours short captions, 1 long"
     add("--length_penalty", type=finite_number, default=LENGTH_PENALTY, help=why)
+    why = "keep a beam's order by probability where the captioner knows its training photos"
+    add("--no_neighbours", action="store_true", help=why)
 
 
 def default_model() -> Path:

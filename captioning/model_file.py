@@ -9,6 +9,7 @@ import io
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -16,9 +17,10 @@ import keras
 import numpy as np
 
 from captioning.files import InputError, atomic_path, is_file, one_line
+from captioning.neighbours import Neighbours
 
-FORMAT_VERSION = 4  # of the group below
-READABLE = (3, 4)  # 3 has no hashes of training photos
+FORMAT_VERSION = 5  # of the group below
+READABLE = (3, 4, 5)  # 3 has no hashes of training photos; neither has neighbours
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
 MAX_ATTRIBUTE = 2**16  # bytes, HDF5's own limit for those that lie with their group
 PRECISIONS = (np.float32, np.float16)  # in which a file may hold the weights
@@ -31,6 +33,7 @@ def write_model(
     words: list[str],
     config: dict,
     photos: np.ndarray | None = None,
+    neighbours: Neighbours | None = None,
     half: bool = False,
 ) -> None:
     """Write one .h5: Keras' model and weights, and in a group of its own all the rest.
@@ -39,9 +42,12 @@ def write_model(
     its training photos, uint64; `half` stores the weights as float16. Raises InputError if it
     cannot be written.
     """
+    arrays = {} if photos is None else {"photos": photos}
+    if neighbours is not None:
+        arrays |= {f"neighbours/{name}": array for name, array in vars(neighbours).items()}
     encoded = [word.encode() for word in words]
     size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
-    size += 0 if photos is None else photos.nbytes
+    size += sum(array.nbytes for array in arrays.values())
     with atomic_path(path) as temporary:
         temporary.write_bytes(bytes(size))  # a full disk fails here; it would crash HDF5
         network.save(temporary, include_optimizer=False)
@@ -53,8 +59,8 @@ def write_model(
             # A dataset: attributes stop at 64 kB. Of one width: its size is known before reading.
             width = h5py.string_dtype(length=max(map(len, encoded)))
             group.create_dataset("vocabulary", data=encoded, dtype=width)
-            if photos is not None:
-                group.create_dataset("photos", data=photos)
+            for name, array in arrays.items():
+                group.create_dataset(name, data=array)
 
 
 def _store_halves(path: Path) -> None:
@@ -92,8 +98,11 @@ def not_a_captioner(path: str | Path, reason: object) -> InputError:
     )
 
 
-def read_description(file: h5py.File) -> tuple[list[str], dict, np.ndarray | None]:
-    """Vocabulary, config and photos; raises ValueError if not in `write_model`'s form."""
+def read_description(file: h5py.File) -> tuple:
+    """Vocabulary, config, photos and neighbours, the last two None where the file has none.
+
+    Raises ValueError if they are not in `write_model`'s form.
+    """
     group = _find(file, GROUP)
     attributes = group.attrs
     for name in ("format_version", "config"):
@@ -114,7 +123,12 @@ def read_description(file: h5py.File) -> tuple[list[str], dict, np.ndarray | Non
         if dataset.dtype != np.uint64 or dataset.ndim != 1:
             raise ValueError("its training photos are not hashes")
         photos = dataset[:]
-    return [word.decode() for word in words[:].tolist()], config, photos
+    neighbours = None
+    if group.id.links.exists(b"neighbours"):
+        names = [known.name for known in fields(Neighbours)]
+        arrays = (_plain_dataset(file, f"{GROUP}/neighbours/{name}")[:] for name in names)
+        neighbours = Neighbours(*arrays).check()
+    return [word.decode() for word in words[:].tolist()], config, photos, neighbours
 
 
 def read_arrays(file: h5py.File, network: keras.Model) -> None:

@@ -8,9 +8,10 @@ from unittest import mock
 import h5py
 import numpy as np
 import pytest
-from helpers import CONFIG, CONFIGS, WORDS, PeakMemory, run_here, untrained
+from helpers import CONFIG, CONFIGS, WORDS, PeakMemory, random_features, run_here, untrained
 
 from captioning.files import InputError
+from captioning.neighbours import Neighbours
 from model import Captioner
 
 KERNEL, SHAPE = "model_weights/logits/logits/kernel", (CONFIG.merge_units, len(WORDS))
@@ -76,9 +77,21 @@ def virtual(file):
     file.create_virtual_dataset(KERNEL, layout)
 
 
-def photos(content):
-    """The hashes of the training photos."""
-    return lambda file: file[GROUP].__setitem__("photos", content)
+def put(name, content):
+    """What most files have not: the hashes of the training photos, or neighbours."""
+    return lambda file: file[GROUP].__setitem__(name, content)
+
+
+def neighbours(name, change):
+    """Neighbours, one of whose arrays is changed."""
+
+    def spoil(file):
+        captions = {row: [[4, 5], [6]] for row in range(3)}  # each n-gram is of all three
+        made = Neighbours.of(random_features(3), captions)
+        for known, array in vars(made).items():
+            file[f"{GROUP}/neighbours/{known}"] = change(array) if known == name else array
+
+    return spoil
 
 
 def word(text):
@@ -124,8 +137,26 @@ CRAFTED = {
     "another shape": (array(KERNEL, data=np.zeros(SHAPE[::-1], "f4")), "logits/kernel is"),
     "another type": (array(KERNEL, data=np.zeros(SHAPE, "f8")), "float64"),
     "a group for an array": (group_for_array, NOT_PLAIN),
-    "photos elsewhere": (photos(h5py.ExternalLink("/etc/passwd", "/x")), "photos is a link"),
-    "photos of floats": (photos(np.ones(3)), "its training photos are not hashes"),
+    "photos elsewhere": (put("photos", h5py.ExternalLink("/etc/passwd", "/x")), "photos is a link"),
+    "photos of floats": (put("photos", np.ones(3)), "its training photos are not hashes"),
+    "a neighbour that is not there": (
+        neighbours("vectors", lambda a: a[:2]),
+        "do not fit together",
+    ),
+    "neighbours of text": (neighbours("captions", lambda a: a.astype("S")), "do not fit together"),
+    "neighbours of no words": (neighbours("captions", lambda a: a[..., :0]), "have no captions"),
+    "neighbours that are NaN": (
+        neighbours("mean", lambda a: a * np.float32("nan")),
+        "NaN or infinite",
+    ),
+    "n-grams of 9 photos of 3": (
+        neighbours("photos", lambda a: a + np.uint32(9)),
+        "no such number",
+    ),
+    "neighbours elsewhere": (
+        put("neighbours", h5py.ExternalLink("/etc/passwd", "/x")),
+        "is a link",
+    ),
     "words without end": (array(VOCABULARY, 10**8, "S1000"), NOT_PLAIN),
     "words of any length": (array(VOCABULARY, data=WORDS, dtype=h5py.string_dtype()), NOT_PLAIN),
     "words that are numbers": (array(VOCABULARY, data=np.arange(44)), "not strings"),

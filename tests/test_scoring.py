@@ -156,7 +156,8 @@ def test_evaluate_scores_what_it_writes(demo, captioner, tmp_path, no_java):
     assert scores["model"]["BLEU-4"] > scores["constant"]["BLEU-4"]
     loss = captioner.config.training["kept"]["dev_loss"]
     assert scores["model"]["loss_per_token"] == pytest.approx(loss, rel=1e-4)
-    assert scores["protocol"]["decoding"] == {"beam_size": 3, "length_penalty": LENGTH_PENALTY}
+    decoding = {"beam_size": 3, "length_penalty": LENGTH_PENALTY, "neighbours": False}
+    assert scores["protocol"]["decoding"] == decoding
     for row in scores.keys() - {"protocol"}:
         assert f"{row} " in done.stdout and f"{scores[row]['CIDEr']:.3f}\n" in done.stdout
     for chosen in (each.argmax(), each.argmin()):
