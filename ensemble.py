@@ -1,8 +1,8 @@
 """Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
 word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
 
-With --neighbours, of one captioner too, the file also gets the training photos' captions: of a beam
-that caption then comes first which is most like what people said of similar photos.
+With --neighbours, of one captioner too, the file also gets the training photos' captions. A beam is
+then ranked by how like its captions are to those of similar photos, beside their probability.
 
 Reads   the .h5 files that are named, and DATA_DIR/features.pkl and captions.pkl.
 Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half the size.
@@ -32,7 +32,10 @@ def main() -> None:
     cli.check_model_path(args.model_path, args.overwrite)
     least = 1 if args.neighbours else 2
     if len({path.resolve() for path in args.members}) < max(least, len(args.members)):
-        raise InputError("an ensemble takes two or more captioners, each of them once.")
+        raise InputError(
+            "an ensemble takes two or more captioners, each of them once; one will do with "
+            "--neighbours."
+        )
     if args.neighbours:
         features, text = load_features(args.neighbours), load_captions(args.neighbours)
     cli.load_tensorflow()
@@ -44,7 +47,7 @@ def main() -> None:
     whole = ensemble(captioners)
     if args.neighbours:
         whole.check_features(features)
-        whole.neighbours = neighbours(whole.vocabulary, features, text)
+        add_neighbours(whole, features, text)
     whole.save(args.model_path, half=True)
     size = args.model_path.stat().st_size / 1e6
     cli.log(f"{len(captioners)} network(s) in {args.model_path}, {size:.1f} MB")
@@ -80,18 +83,32 @@ def ensemble(captioners: list):
     for member, captioner in zip(decoder.members, captioners, strict=True):
         member.copy_pretrained(captioner.decoder)
     photos = all_photos([captioner.photos for captioner in captioners])
-    return Captioner(decoder, first.vocabulary, config, photos=photos)
+    known = first.neighbours
+    return Captioner(decoder, first.vocabulary, config, photos=photos, neighbours=known)
 
 
-def neighbours(vocabulary, features: dict, text: dict):
-    """The training split's photos and captions; `features` and `text` are the pickles' contents."""
+def add_neighbours(captioner, features: dict, text: dict) -> None:
+    """Give it the training split's photos and captions: `features` and `text` are the pickles'."""
     from captioning.batches import caption_rows
     from captioning.neighbours import Neighbours
 
+    if new := set(text["vocabulary"]) - set(captioner.vocabulary.words):
+        raise InputError(
+            f"--neighbours: {len(new)} words of that data are new to the captioner: name the "
+            f"folder of the data that it was trained on."
+        )
     captions = {}  # row of the features -> ids of each caption
     for row, caption in caption_rows("train", text, features):
-        captions.setdefault(row, []).append(vocabulary.encode(caption)[1:-1])
-    return Neighbours.of(features["features"], captions)
+        if ids := captioner.vocabulary.encode(caption)[1:-1]:
+            captions.setdefault(row, []).append(ids)
+    if not captions:
+        raise InputError("--neighbours: the train split of that data is empty.")
+    try:
+        captioner.neighbours = Neighbours.of(features["features"], captions).check()
+    except ValueError as error:
+        raise InputError(f"--neighbours: {error}. Run preprocess.py again.") from error
+    # Their captions are in the file: whoever scores it on these photos is to know.
+    captioner.photos = all_photos([captioner.photos, features["photos"][[*captions]]])
 
 
 if __name__ == "__main__":

@@ -283,7 +283,9 @@ class Captioner:
             tokens, scores = tokens.numpy(), scores.numpy()
             if self.neighbours and beam_size > 1:
                 lengths = np.maximum(np.count_nonzero(tokens, axis=2), 1)  # (B, K), with END
-                order = self.neighbours.rank(batch, tokens, scores / lengths**length_penalty)
+                order = self.neighbours.rank(
+                    batch, tokens, scores / lengths ** float(length_penalty)
+                )
                 tokens = np.take_along_axis(tokens, order[..., None], axis=1)
                 scores = np.take_along_axis(scores, order, axis=1)
             for ids, sums in zip(tokens, scores.tolist(), strict=True):

@@ -73,9 +73,11 @@ def drawn(path: Path, shape: tuple[int, ...], dtype) -> np.ndarray:
     """Random numbers of at least 0, made once."""
     if not path.is_file():
         random = np.random.default_rng(1)
-        values = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        partial = path.with_suffix(".partial")  # a run that is stopped leaves no half of it
+        values = np.lib.format.open_memmap(partial, "w+", dtype, shape)
         for row in values:
             row[:] = np.maximum(random.standard_normal(row.shape, np.float32), 0)
+        partial.replace(path)
     return np.load(path, mmap_mode="r")
 
 

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from captioning.captions import END, PADDING, UNKNOWN
+from captioning.captions import END, MAX_CAPTION_WORDS, PADDING, UNKNOWN
 
 AXES = 128  # floats of a photo's vector
 MIN_VARIANCE = 0.1  # of one float of the features, as a share of the floats' mean variance
 NEAREST = 5  # photos
+MOST_CAPTIONS = 16  # of a photo that are kept
 WEIGHT = 0.5  # of the log-probability, divided as in a beam's ranking, beside CIDEr
 ORDERS = (1, 2, 3, 4)  # words of an n-gram
 CIDER_SIGMA = 6.0  # words: CIDEr-D's tolerance for another length
@@ -42,12 +43,13 @@ class Neighbours:
         _, axes = np.linalg.eigh(standard.T @ standard)  # (F, F), the longest axis last
         axes = axes[:, : -AXES - 1 : -1] / (deviation / deviation.mean())[:, None]
         axes = axes.astype(np.float16)  # (F, A)
+        captions = {row: lines[:MOST_CAPTIONS] for row, lines in captions.items()}
         several = max(map(len, captions.values()))
         width = max(len(ids) for lines in captions.values() for ids in lines)
         rows = np.full((len(captions), several, width), PADDING, np.uint16)  # (N, R, L)
         for photo, lines in zip(rows, captions.values(), strict=True):
             for row, ids in enumerate(lines):  # the rows of captions that are not there stay empty
-                photo[row, : len(ids)] = [i if i < 2**WORD_BITS else UNKNOWN for i in ids]
+                photo[row, : len(ids)] = without_rarest(np.array(ids))
         grams = np.concatenate([np.unique(n_grams(photo)[1]) for photo in rows])  # once a photo
         grams, photos = np.unique(grams, return_counts=True)
         common = photos > 1  # what is not found is as rare as what one photo has
@@ -62,8 +64,12 @@ class Neighbours:
         whole = [(size,), (size, axes), (photos, axes), (photos, *shapes[3][1:]), grams, grams]
         if [str(array.dtype) for array in vars(self).values()] != [*types] or shapes != whole:
             raise ValueError("its neighbours' arrays do not fit together")
-        if 0 in self.captions.shape or self.captions.ndim != 3:
+        if len(shapes[3]) != 3 or 0 in shapes[3] or (self.captions[:, 0, 0] == PADDING).any():
             raise ValueError("its neighbours have no captions")
+        if shapes[3][1] > MOST_CAPTIONS or shapes[3][2] > MAX_CAPTION_WORDS:
+            raise ValueError("its neighbours' captions are too many, or too long")
+        if len(grams) != 1 or (self.grams[1:] <= self.grams[:-1]).any():
+            raise ValueError("its n-grams are in disorder")
         if not all(np.isfinite(array).all() for array in (self.mean, self.axes, self.vectors)):
             raise ValueError("its neighbours are NaN or infinite in places")
         if not (self.photos > 1).all() or (self.photos > photos).any():
@@ -77,12 +83,14 @@ class Neighbours:
         (B, K) the log-probabilities, divided as for its own ranking.
         """
         vectors = to_vectors(averages(features), self.mean, self.axes)  # (B, A)
-        similar = vectors @ self.vectors.T.astype(np.float32)  # (B, N), cosines
-        nearest = np.argpartition(-similar, min(NEAREST, len(self.vectors)) - 1)[:, :NEAREST]
-        consensus = [
-            self.cider_d(said, self.captions[photos].reshape(-1, self.captions.shape[-1]))
-            for said, photos in zip(np.where(tokens == END, PADDING, tokens), nearest, strict=True)
-        ]
+        words = without_rarest(np.where(tokens == END, PADDING, tokens))
+        training = self.vectors.astype(np.float32)  # (N, A)
+        last = min(NEAREST, len(training)) - 1
+        consensus = []
+        for vector, said in zip(vectors, words, strict=True):
+            nearest = np.argpartition(-(training @ vector), last)[:NEAREST]  # of N cosines
+            captions = self.captions[nearest].reshape(-1, self.captions.shape[-1])
+            consensus.append(self.cider_d(said, captions))
         return np.argsort(-(np.array(consensus) + WEIGHT * scores), axis=1, kind="stable")
 
     def cider_d(self, said: np.ndarray, captions: np.ndarray) -> np.ndarray:
@@ -115,7 +123,9 @@ class Neighbours:
         rows, grams = n_grams(captions)
         order = np.lexsort((grams, rows))
         rows, grams = rows[order], grams[order]
-        starts = np.flatnonzero(np.diff(rows, prepend=-1) | (np.diff(grams, prepend=0) != 0))
+        starts = np.flatnonzero(
+            np.diff(rows, prepend=-1) | (np.diff(grams, prepend=np.uint64(0)) != 0)
+        )
         counts = np.diff(starts, append=len(rows))  # of equal n-grams of a caption
         rows, grams = rows[starts], grams[starts]
         places, found = look_up(self.grams, grams)
@@ -124,6 +134,11 @@ class Neighbours:
         squares = np.zeros((len(captions), len(ORDERS)))
         np.add.at(squares, (rows, order_of(grams) - 1), weights**2)
         return rows, grams, weights, np.sqrt(squares)
+
+
+def without_rarest(ids: np.ndarray) -> np.ndarray:
+    """Ids, but UNKNOWN for those too large for a key: the rarest words of a large vocabulary."""
+    return np.where(ids < 2**WORD_BITS, ids, UNKNOWN)
 
 
 def averages(features: np.ndarray) -> np.ndarray:

@@ -145,6 +145,7 @@ CRAFTED = {
     ),
     "neighbours of text": (neighbours("captions", lambda a: a.astype("S")), "do not fit together"),
     "neighbours of no words": (neighbours("captions", lambda a: a[..., :0]), "have no captions"),
+    "a neighbour of no words": (neighbours("captions", lambda a: a & ~a), "have no captions"),
     "neighbours that are NaN": (
         neighbours("mean", lambda a: a * np.float32("nan")),
         "NaN or infinite",
@@ -152,6 +153,11 @@ CRAFTED = {
     "n-grams of 9 photos of 3": (
         neighbours("photos", lambda a: a + np.uint32(9)),
         "no such number",
+    ),
+    "n-grams in disorder": (neighbours("grams", lambda a: a[::-1]), "in disorder"),
+    "captions without end": (
+        neighbours("captions", lambda a: np.repeat(a, 50, axis=1)),
+        "too many, or too long",
     ),
     "neighbours elsewhere": (
         put("neighbours", h5py.ExternalLink("/etc/passwd", "/x")),

@@ -8,7 +8,7 @@ from helpers import CONFIG, CONFIGS, random_features, run_here, untrained
 
 from captioning.captions import END, PADDING, UNKNOWN
 from captioning.files import InputError
-from captioning.neighbours import NEAREST, Neighbours
+from captioning.neighbours import MOST_CAPTIONS, NEAREST, Neighbours
 from captioning.scoring import CiderD
 from model import Captioner
 
@@ -35,9 +35,12 @@ def padded(captions: list[list[int]], width: int = 12, end: int = END) -> np.nda
 
 def test_cider_d_is_that_of_the_scorer():
     captions = some_captions(30)
-    neighbours = Neighbours.of(random_features(30), captions)
     said = [ids for lines in some_captions(8, words=20).values() for ids in lines]
     said += [[4, 4, 4, 5], captions[3][0]]  # a word too often; a reference itself
+    # Two n-grams whose keys differ in their lowest bits alone, and words with a high id.
+    captions[0].append([4, 300, 301, 40302, 5, 300, 301, 40302])
+    neighbours = Neighbours.of(random_features(30), captions)
+    said += [captions[0][-1], captions[0][-1][1:]]
     lines = [[[str(i) for i in ids] for ids in each] for each in captions.values()]
     scorer = CiderD(lines)
     highest = 0
@@ -75,8 +78,12 @@ def test_few_photos_constant_features_and_words_beyond_its_keys():
     assert neighbours.check() is neighbours
     assert NEAREST > len(neighbours.vectors) == 2
     assert neighbours.captions[1].tolist() == [[UNKNOWN, 2**16 - 1]]
+    many = Neighbours.of(features, {0: [[4]] * 1000})
+    assert many.captions.shape[1] == MOST_CAPTIONS
     order = neighbours.rank(features[:1], padded([[5], [4]])[None], np.zeros((1, 2)))
     assert order.tolist() == [[1, 0]]
+    rare = neighbours.rank(features[2:], padded([[5], [2**17 + 4]])[None], np.zeros((1, 2)))
+    assert rare.tolist() == [[1, 0]]  # of the rarest words all are alike
 
 
 @pytest.mark.parametrize("config", [CONFIG, CONFIGS["updown"]], ids=["pooled", "grid"])
