@@ -4,7 +4,7 @@ word is chosen by the mean of their logits, in which the mistakes of a single on
 With --neighbours, of one captioner too, the file also gets the training photos' captions. A beam is
 then ranked by how like its captions are to those of similar photos, beside their probability.
 
-Reads   the .h5 files that are named, and DATA_DIR/features.pkl and captions.pkl.
+Reads   the .h5 files that are named; for neighbours, DATA_DIR/features.pkl and captions.pkl.
 Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half the size.
 
   python ensemble.py models/seed0.h5 models/seed1.h5 models/seed2.h5
@@ -73,18 +73,17 @@ def check(path: Path, captioner, first, first_path: Path) -> None:
 
 def ensemble(captioners: list):
     """One captioner of the networks of several, which `check` has found to be alike."""
-    from model import Captioner, build_decoder
+    from model import build_decoder
 
     first = captioners[0]
-    training = {"members": [captioner.config.training for captioner in captioners]}
-    training = training if len(captioners) > 1 else first.config.training
+    trainings = [captioner.config.training for captioner in captioners]
+    training = {"members": trainings} if len(captioners) > 1 else trainings[0]
     config = replace(first.config, members=len(captioners), training=training)
     decoder = build_decoder(config)
     for member, captioner in zip(decoder.members, captioners, strict=True):
         member.copy_pretrained(captioner.decoder)
     photos = all_photos([captioner.photos for captioner in captioners])
-    known = first.neighbours
-    return Captioner(decoder, first.vocabulary, config, photos=photos, neighbours=known)
+    return replace(first, decoder=decoder, config=config, photos=photos)
 
 
 def add_neighbours(captioner, features: dict, text: dict) -> None:

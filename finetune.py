@@ -100,7 +100,7 @@ def finetune(
     import keras
 
     from captioning.callbacks import Recorder
-    from captioning.scoring import CiderD
+    from captioning.cider import CiderD
     from captioning.training import compile_for_training
 
     steps = -(-len(train) // batch_size)
@@ -206,7 +206,7 @@ def greedy_cider(captioner, features: np.ndarray, photos: dict[int, list[str]], 
 
     Words are weighed by `human`, the training captions: so a few photos have a score, too.
     """
-    from captioning.scoring import CiderD
+    from captioning.cider import CiderD
 
     references = [[caption.split() for caption in lines] for lines in photos.values()]
     scorer = CiderD(references, human)

@@ -24,7 +24,7 @@ BATCH_SIZE = 64  # captions
 # Up-Down: its sizes, on EfficientNet-Lite0's cells.
 CELLS, CELL_SIZE = 36, 1904
 UPDOWN = {"decoder": "updown", "features": "grid", "units": 512, "merge_units": 512}
-UPDOWN_SHARE = 1 / 10  # of an epoch that is measured: enough for a median step
+UPDOWN_SHARE = 1 / 10  # of the captions, of which an epoch is measured
 PHOTOS = 1024
 # How many of Flickr8k's 30,000 training captions have 2, 3, 4 … 36 words.
 LENGTHS = (15, 126, 346, 862, 1958, 2537, 2929, 3318, 3320, 3131, 2777, 2321, 1848, 1329, 976, 662)

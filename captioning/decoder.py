@@ -9,12 +9,11 @@ import tensorflow as tf
 from keras import layers
 
 from captioning.captions import PADDING
-from captioning.features import finite
+from captioning.features import finite, floored
 
 # Typical length of an image's vector before its Dense layer. With 1 Adam takes long to let the
 # image in, and captions stay general (benchmarks/quality.md).
 IMAGE_SCALE = 8.0
-MIN_VARIANCE = 0.1  # of one float of the features, as a share of the floats' mean variance
 
 
 class Dropout(layers.Dropout):
@@ -208,9 +207,7 @@ class Decoder(ABC):
             count, total, squares = sums
             mean = total / count
             variance = squares / count - mean**2
-            # Cap the scaling of near-constant features: they say little about these photos.
-            variance = np.maximum(variance, MIN_VARIANCE * variance.mean())
-            made.standardizer.set_weights([mean, variance])
+            made.standardizer.set_weights([mean, floored(variance)])
 
     def seed_dropouts(self, *entropy: int) -> None:
         """Make the next pass in training drop what `entropy` says, and the passes after it."""

@@ -23,6 +23,7 @@ from captioning.files import ROOT, InputError, atomic_path, load_pickle, one_lin
 from captioning.images import READING, try_load_image
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
+MIN_VARIANCE = 0.1  # of one float of the features, as a share of the floats' mean variance
 CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
 
 
@@ -262,6 +263,14 @@ def finite(features: np.ndarray) -> np.ndarray:
             "Run preprocess.py again, with other --weights if it says the same."
         )
     return features
+
+
+def floored(variance: np.ndarray) -> np.ndarray:
+    """Each float's variance (F,), raised to a share of their mean where it is less.
+
+    It caps the scaling of near-constant features: they say little about these photos.
+    """
+    return np.maximum(variance, MIN_VARIANCE * variance.mean())
 
 
 def load_features(folder: Path) -> dict:

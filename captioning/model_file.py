@@ -44,7 +44,7 @@ def write_model(
     """
     arrays = {} if photos is None else {"photos": photos}
     if neighbours is not None:
-        arrays |= {f"neighbours/{name}": array for name, array in vars(neighbours).items()}
+        arrays |= {f"neighbours/{name}": array for name, array in neighbours.arrays().items()}
     encoded = [word.encode() for word in words]
     size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
     size += sum(array.nbytes for array in arrays.values())

@@ -1,9 +1,7 @@
-"""Scores by pycocoevalcap, the standard implementation; CIDEr-D for fine-tuning; a baseline."""
+"""Scores by pycocoevalcap, the standard implementation, and a baseline."""
 
 import contextlib
-import math
 import shutil
-from collections import Counter
 
 import numpy as np
 from pycocoevalcap.bleu.bleu import Bleu
@@ -12,10 +10,8 @@ from pycocoevalcap.meteor.meteor import Meteor
 from pycocoevalcap.rouge.rouge import Rouge
 from scipy.sparse import csr_matrix
 
+from captioning.cider import CIDER_SIGMA, ORDERS, ngrams
 from captioning.files import InputError
-
-ORDERS = (1, 2, 3, 4)  # words of an n-gram, for BLEU-4 and CIDEr
-CIDER_SIGMA = 6.0  # words: CIDEr-D's tolerance for another length
 
 
 class Scorer:
@@ -59,52 +55,6 @@ class Scorer:
         return scores, np.asarray(each)
 
 
-class CiderD:
-    """CIDEr-D of captions against their image's references (Vedantam et al. 2015).
-
-    The same numbers as pycocoevalcap's, which would weigh all references anew for every batch.
-    """
-
-    def __init__(self, references: list[list[list[str]]], corpus: list | None = None):
-        """Weigh each image's captions, lists of tokens, by how many images an n-gram is of.
-
-        These are the images of the `corpus`, where it is given: of few images such counts say
-        little, and of a single one every weight is 0.
-        """
-        counted = [[Counter(ngrams(tokens)) for tokens in lines] for lines in references]
-        corpus = references if corpus is None else corpus
-        grams = (set().union(*map(ngrams, lines)) for lines in corpus)
-        frequencies = Counter(gram for image in grams for gram in image)
-        # The weight of an n-gram of no image; without a dev split, when nothing is scored, 0.
-        self.rarest = math.log(max(1, len(corpus)))
-        self.weights = {gram: self.rarest - math.log(n) for gram, n in frequencies.items()}
-        self.references = [[self._weigh(counts) for counts in lines] for lines in counted]
-
-    def score(self, image: int, tokens: list[str]) -> float:
-        """CIDEr-D, from 0 to 10, of one caption of an image, the image by its position."""
-        vector, norms, length = self._weigh(Counter(ngrams(tokens)))
-        total = 0.0
-        for reference, reference_norms, reference_length in self.references[image]:
-            products = [0.0] * len(ORDERS)
-            for gram, weight in vector.items():
-                if other := reference.get(gram):  # what is said more often than there is clipped
-                    products[len(gram) - 1] += min(weight, other) * other
-            near = math.exp(-((length - reference_length) ** 2) / (2 * CIDER_SIGMA**2))
-            for product, norm, reference_norm in zip(products, norms, reference_norms, strict=True):
-                if product:
-                    total += near * product / (norm * reference_norm)
-        return 10 * total / (len(ORDERS) * len(self.references[image]))
-
-    def _weigh(self, counts: Counter) -> tuple[dict, list[float], int]:
-        """TF-IDF of each n-gram, the norm of each order's vector, and the number of bigrams."""
-        vector = {gram: n * self.weights.get(gram, self.rarest) for gram, n in counts.items()}
-        squares = [0.0] * len(ORDERS)
-        for gram, weight in vector.items():
-            squares[len(gram) - 1] += weight * weight
-        length = sum(count for gram, count in counts.items() if len(gram) == 2)
-        return vector, [math.sqrt(square) for square in squares], length
-
-
 def constant_caption(training: dict[str, list[str]]) -> str:
     """The training caption that, said of every training image, has the highest CIDEr.
 
@@ -136,8 +86,3 @@ def constant_caption(training: dict[str, list[str]]) -> str:
             same = lengths == length
             scores[same] += vectors[same] @ (near @ vectors)
     return captions[int(scores.argmax())]
-
-
-def ngrams(tokens: list[str]) -> list[tuple[str, ...]]:
-    """All runs of one to four tokens."""
-    return [tuple(tokens[i : i + n]) for n in ORDERS for i in range(len(tokens) - n + 1)]

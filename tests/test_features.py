@@ -9,8 +9,8 @@ import pytest
 from helpers import CONFIGS, run_here, untrained
 from PIL import Image
 
-from captioning.decoder import MIN_VARIANCE
 from captioning.encoders import GRID_CELLS, Encoder, build_lite0, enlarge, scale_lite0
+from captioning.features import MIN_VARIANCE
 from captioning.files import InputError
 from captioning.images import load_image
 from data.sample import write_sample

@@ -10,7 +10,7 @@ from helpers import CONFIG, options, random_features, run_here, untrained
 
 import finetune
 from captioning.captions import END, PADDING, START
-from captioning.scoring import CiderD
+from captioning.cider import CiderD
 from finetune import MAX_WORDS, SAMPLES, WIDTH_STEP, prepare_for_scst
 from model import Captioner
 

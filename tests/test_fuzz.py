@@ -20,7 +20,7 @@ import traceback
 import unicodedata
 import warnings
 import zlib
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
@@ -294,6 +294,7 @@ def tried(kind: str, numbers: range, folder: Path) -> tuple[list[str], dict]:
     warnings.simplefilter("error")
     for library in ("PIL", "keras"):
         warnings.filterwarnings("ignore", module=library)
+    pool = ThreadPoolExecutor(1)  # it keeps what a case has raised
     faults, took = [], {"tried": len(numbers), "refused": 0, "seconds": (0, 0), "MB": (0, 0)}
     for number in numbers:
         path, fault = folder / str(number) / name, ""
@@ -301,17 +302,16 @@ def tried(kind: str, numbers: range, folder: Path) -> tuple[list[str], dict]:
         path.write_bytes(spoil(random.Random(number)))
         faulthandler.dump_traceback_later(PATIENCE, exit=True)
         start = time.process_time()
-        try:
-            with PeakMemory() as memory:
-                read(path)
-        except InputError as error:
+        with PeakMemory() as memory:
+            error = pool.submit(read, path).exception()
+        if isinstance(error, InputError):
             took["refused"] += 1
             lines = str(error).split("\n")  # a line for each fault of a text's lines
             short = all(line.isprintable() and len(line) < 1000 for line in lines)
             if not short or len(lines) > (60 if kind == "captions" else 1):
                 fault = f"not one short line: {error!s:.2000}"
-        except Exception:  # any other is what is looked for
-            fault = traceback.format_exc()
+        elif error:  # it is what is looked for
+            fault = "".join(traceback.format_exception(error))
         seconds, taken = round(time.process_time() - start, 2), round(memory.taken)
         took |= {"seconds": max(took["seconds"], (seconds, number))}
         took |= {"MB": max(took["MB"], (taken, number))}

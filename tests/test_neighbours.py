@@ -7,9 +7,9 @@ import pytest
 from helpers import CONFIG, CONFIGS, random_features, run_here, untrained
 
 from captioning.captions import END, PADDING, UNKNOWN
+from captioning.cider import CiderD, cider_d
 from captioning.files import InputError
-from captioning.neighbours import MOST_CAPTIONS, NEAREST, Neighbours
-from captioning.scoring import CiderD
+from captioning.neighbours import MOST_CAPTIONS, NEAREST, Neighbours, without_padding
 from model import Captioner
 
 
@@ -26,18 +26,18 @@ def some_captions(photos: int, words: int = 40) -> dict[int, list[list[int]]]:
     }
 
 
-def padded(captions: list[list[int]], width: int = 12, end: int = END) -> np.ndarray:
+def padded(captions: list[list[int]], width: int = 12) -> np.ndarray:
     rows = np.full((len(captions), width), PADDING)
     for row, ids in zip(rows, captions, strict=True):
-        row[: len(ids) + 1] = [*ids, end]
+        row[: len(ids) + 1] = [*ids, END]
     return rows
 
 
-def test_cider_d_is_that_of_the_scorer():
+def test_cider_d_by_what_is_stored_is_that_of_the_captions_themselves():
     captions = some_captions(30)
     said = [ids for lines in some_captions(8, words=20).values() for ids in lines]
     said += [[4, 4, 4, 5], captions[3][0]]  # a word too often; a reference itself
-    # Two n-grams whose keys differ in their lowest bits alone, and words with a high id.
+    # Two n-grams that differ in their first word alone, and words with a high id.
     captions[0].append([4, 300, 301, 40302, 5, 300, 301, 40302])
     neighbours = Neighbours.of(random_features(30), captions)
     said += [captions[0][-1], captions[0][-1][1:]]
@@ -46,7 +46,9 @@ def test_cider_d_is_that_of_the_scorer():
     highest = 0
     for photo in range(5):
         expected = [scorer.score(photo, [str(i) for i in ids]) for ids in said]
-        found = neighbours.cider_d(padded(said, end=PADDING), neighbours.captions[photo])
+        kept = filter(None, without_padding(neighbours.captions[photo]))
+        references = [neighbours.tf_idf.weigh(ids) for ids in kept]
+        found = [cider_d(neighbours.tf_idf.weigh(ids), references) for ids in said]
         np.testing.assert_allclose(found, expected, atol=1e-9)
         highest = max(highest, *expected)
     assert highest > 1
@@ -92,7 +94,7 @@ def test_a_captioner_s_beam_is_in_that_order(config, tmp_path):
     captioner.neighbours = Neighbours.of(features, some_captions(9))
     captioner.save(tmp_path / "m.h5")
     loaded = Captioner.load(tmp_path / "m.h5")
-    for name, array in vars(captioner.neighbours).items():
+    for name, array in captioner.neighbours.arrays().items():
         np.testing.assert_array_equal(getattr(loaded.neighbours, name), array)
     found = loaded.decode(features, 6)
     loaded.neighbours = None
