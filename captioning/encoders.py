@@ -8,13 +8,12 @@ import hashlib
 import re
 import sys
 from collections import defaultdict
-from functools import partial
 
 import numpy as np
 from PIL import Image
 
-from captioning.files import ROOT, InputError, is_file, one_line
-from captioning.images import IMAGE_SIZE
+from captioning.files import InputError, is_file, one_line
+from captioning.lite import LITES, build_lite, scale_lite
 
 # Functions of keras.applications. Their preprocessing, sizes and layers are found in Keras itself.
 FUNCTIONS = """
@@ -32,26 +31,14 @@ FUNCTIONS = """
     Xception
 """
 APPLICATIONS = {name.lower(): name for name in FUNCTIONS.split()}
-ENCODERS = ("efficientnet_lite0", *APPLICATIONS)
+ENCODERS = (*LITES, *APPLICATIONS)
 # The layers whose maps are taken, where they are not those that `last_maps` finds.
 VGG_MAPS = ("block5_pool", "block4_pool", "block3_pool")
-LITE0_MAPS = ("grid", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add")
-MAPS = {"vgg16": VGG_MAPS, "vgg19": VGG_MAPS, "efficientnet_lite0": LITE0_MAPS}
+MAPS = {"vgg16": VGG_MAPS, "vgg19": VGG_MAPS} | {name: lite.maps for name, lite in LITES.items()}
 KINDS = ("pooled", "layers", "grid")  # of features
 GRID_SIDE = 6  # cells
 GRID_CELLS = GRID_SIDE**2  # of a photo, row by row
-LITE0_WEIGHTS = ROOT / "models" / "efficientnet_lite0.h5"
-
-# EfficientNet-B0's stages, as (blocks, kernel, stride of the first block, expansion, channels).
-LITE0_STAGES = (
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+LITE_SIZE = 384  # pixels, at which maps are taken of EfficientNet-Lite
 
 
 class Encoder:
@@ -88,9 +75,9 @@ class Encoder:
             keras.utils.set_random_seed(0)
         elif self.weights != "imagenet" and not is_file(self.weights):
             raise InputError(f'--weights {weights}: no such file. Give "imagenet" or an .h5 file.')
-        if name == "efficientnet_lite0":  # its maps are of the photo enlarged
-            network = build_lite0(self.weights, IMAGE_SIZE if kind == "pooled" else 384)
-            scale = scale_lite0
+        if name in LITES:  # their maps are of the photo enlarged
+            network = build_lite(name, self.weights, 0 if kind == "pooled" else LITE_SIZE)
+            scale = scale_lite
         else:
             network, scale = build_application(name, self.weights)
         digest = hashlib.sha256(name.encode())  # of the weights, whatever file they came from
@@ -223,45 +210,3 @@ def scale_efficientnet(pixels):
     """
     mean, std = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])
     return 255 * ((pixels / 255 - mean) / np.sqrt(std) + mean)
-
-
-def build_lite0(weights: str, size: int = IMAGE_SIZE):
-    """EfficientNet-Lite0 up to its averaged last map (layer `grid`, 7 × 7 × 1280).
-
-    EfficientNet-B0 (Tan & Le 2019) without squeeze-excitation and with ReLU6. Batch normalisation
-    is folded into the convolutions: a frozen network needs no more than a kernel and a bias.
-    """
-    from keras import Input, Model, layers
-
-    options = {"padding": "same", "activation": "relu6"}
-    conv = partial(layers.Conv2D, kernel_initializer="he_normal", **options)
-    depthwise = partial(layers.DepthwiseConv2D, depthwise_initializer="he_normal", **options)
-    pixels = Input((size, size, 3))  # (B, 224, 224, 3), or larger
-    x = conv(32, 3, strides=2, name="stem")(pixels)  # (B, 112, 112, 32)
-    for stage, (blocks, kernel, stride, expansion, channels) in enumerate(LITE0_STAGES, 1):
-        for block in range(1, blocks + 1):
-            name, inputs = f"stage{stage}_block{block}", x
-            if expansion > 1:
-                x = conv(x.shape[-1] * expansion, 1, name=f"{name}_expand")(x)
-            x = depthwise(kernel, stride if block == 1 else 1, name=f"{name}_depthwise")(x)
-            x = conv(channels, 1, activation=None, name=f"{name}_project")(x)
-            if block > 1:  # same shape in and out
-                x = layers.Add(name=f"{name}_add")([inputs, x])
-    x = conv(1280, 1, name="grid")(x)  # (B, 7, 7, 1280)
-    features = layers.GlobalAveragePooling2D(name="features")(x)  # (B, 1280)
-    network = Model(pixels, features, name="efficientnet_lite0")
-    path, fix = weights, "Name EfficientNet-Lite0's weights, or leave --weights out"
-    if weights == "imagenet":
-        path, fix = LITE0_WEIGHTS, f"Restore it with: git checkout models/{LITE0_WEIGHTS.name}"
-    try:
-        if weights != "random":
-            network.load_weights(path)
-    except Exception as error:  # what Keras raises on another file is of many kinds
-        reason = one_line(str(error).partition("\n")[0])
-        raise InputError(f"{path} does not fit EfficientNet-Lite0 ({reason}). {fix}.") from error
-    return network
-
-
-def scale_lite0(pixels):
-    """EfficientNet-Lite's scaling, 0–255 to about ±1. (B, 224, 224, 3) float32."""
-    return (pixels - 127.0) / 128.0

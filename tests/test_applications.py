@@ -21,6 +21,7 @@ from captioning.encoders import (
     side_by_side,
     weights_error,
 )
+from captioning.lite import LITES
 
 APPS = keras.applications
 # Of each family its module and the last layers of the three smallest sides.
@@ -47,7 +48,7 @@ def photos(count: int, size: int) -> np.ndarray:
 def test_there_is_a_name_for_every_model_of_keras():
     models = {name for name, value in vars(APPS).items() if inspect.isfunction(value)}
     assert set(APPLICATIONS.values()) == models
-    assert list(ENCODERS) == ["efficientnet_lite0", *(name.lower() for name in sorted(models))]
+    assert list(ENCODERS) == [*LITES, *(name.lower() for name in sorted(models))]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -12,14 +12,18 @@ from captioning.encoders import Encoder
 from captioning.images import load_image
 
 
-def test_lite0_names_what_is_in_a_photo():
-    """scikit-learn's two photos, with the classifier that belongs to the shipped weights."""
-    classifier = np.load(ROOT / "tests" / "efficientnet_lite0_classifier.npz")
+@pytest.mark.parametrize(
+    ("name", "classes"), [("efficientnet_lite0", [442, 985]), ("efficientnet_lite2", [698, 599])]
+)
+def test_lite_names_what_is_in_a_photo(name, classes):
+    """scikit-learn's two photos, with the classifiers that belong to the shipped weights."""
+    classifier = np.load(ROOT / "tests" / f"{name}_classifier.npz")
     kernel = classifier["kernel"].astype(np.float32)  # (1280, 1000)
-    encoder = Encoder("efficientnet_lite0")
-    pixels = np.stack([load_image(path) for path in load_sample_images().filenames])
+    encoder = Encoder(name)
+    size = encoder.image_size
+    pixels = np.stack([load_image(path, size) for path in load_sample_images().filenames])
     features = encoder.encode(pixels)
-    assert (features @ kernel + classifier["bias"]).argmax(axis=1).tolist() == [442, 985]
+    assert (features @ kernel + classifier["bias"]).argmax(axis=1).tolist() == classes
     # A lone image runs op by op, a batch compiled: the same network.
     np.testing.assert_allclose(encoder.encode(pixels[:1]), features[:1], rtol=1e-3, atol=1e-4)
 

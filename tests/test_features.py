@@ -9,10 +9,11 @@ import pytest
 from helpers import CONFIGS, run_here, untrained
 from PIL import Image
 
-from captioning.encoders import GRID_CELLS, Encoder, build_lite0, enlarge, scale_lite0
+from captioning.encoders import GRID_CELLS, Encoder, enlarge
 from captioning.features import MIN_VARIANCE
 from captioning.files import InputError
 from captioning.images import load_image
+from captioning.lite import build_lite, scale_lite
 from data.sample import write_sample
 from model import Captioner, build_decoder
 
@@ -35,11 +36,11 @@ def test_a_grid_s_cells_are_averages_of_maps_each_of_length_1(small, grid):
     assert content["features"].dtype == np.float16
     photos = [small / "dataset" / "Images" / name for name in content["image_ids"][:2]]
     pixels = np.stack([enlarge(load_image(photo, content["photo_size"]), 384) for photo in photos])
-    network = build_lite0("imagenet", 384)
+    network = build_lite("efficientnet_lite0", "imagenet", 384)
     names = ("grid", "stage7_block1_project", "stage6_block4_add", "stage5_block3_add")
     network = keras.Model(network.input, [network.get_layer(name).output for name in names])
     expected = []
-    for x in network(scale_lite0(pixels.astype(np.float32))):
+    for x in network(scale_lite(pixels.astype(np.float32))):
         side = x.shape[1] // 6  # 2 or 4 cells of the map, (2, side * 6, side * 6, C), make one
         cells = x.numpy().reshape(2, 6, side, 6, side, -1).mean(axis=(2, 4)).reshape(2, 36, -1)
         expected.append(cells / np.linalg.norm(cells, axis=-1, keepdims=True))
@@ -70,7 +71,7 @@ def test_layers_are_averages_of_the_enlarged_photo_each_of_length_1(small):
         np.testing.assert_allclose(np.linalg.norm(part, axis=1), 1, atol=1e-5)
         assert part.std(axis=0).mean() > 0.001  # it tells photos apart
     large = np.stack([enlarge(image, 384) for image in pixels]).astype(np.float32)
-    vectors = build_lite0("imagenet", 384)(scale_lite0(large)).numpy()
+    vectors = build_lite("efficientnet_lite0", "imagenet", 384)(scale_lite(large)).numpy()
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     np.testing.assert_allclose(parts[0], vectors, rtol=1e-3, atol=1e-4)
 
