@@ -24,11 +24,10 @@ import numpy as np
 
 from captioning import cli
 from captioning.captions import (
-    CAPTION_FILES,
-    IMAGE_FOLDERS,
     SPECIAL_TOKENS,
     Vocabulary,
     check_splits,
+    find_dataset,
     random_splits,
     read_captions,
     read_split_lists,
@@ -81,7 +80,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, check, extract, count, write; nothing is written before everything is checked."""
     args = parse_arguments()
-    images_dir, captions_file = find_dataset(args)
+    images_dir, captions_file = find_dataset(args.dataset_dir, args.images_dir, args.captions_file)
     cli.log(f"captions: {captions_file}; photos: {images_dir}")
     captions, splits = read_captions(captions_file)
     captions, splits, source = choose_splits(args, images_dir, captions, splits)
@@ -112,23 +111,6 @@ def main() -> None:
     remove_shards(args.output_dir / "shards")
     print(f"wrote {args.output_dir / 'features.pkl'} and {args.output_dir / 'captions.pkl'}")
     print(f"next: python train.py --data_dir {args.output_dir}")
-
-
-def find_dataset(args) -> tuple[Path, Path]:
-    """The images folder and the captions file; raises InputError where one is not found."""
-    folder = args.dataset_dir
-    folders = [args.images_dir] if args.images_dir else [folder / name for name in IMAGE_FOLDERS]
-    files = [args.captions_file] if args.captions_file else [folder / n for n in CAPTION_FILES]
-    images_dir = next(filter(Path.is_dir, folders), None)
-    captions_file = next(filter(Path.is_file, files), None)
-    if images_dir is None:
-        raise InputError(
-            f"{folders[0]}: no such folder. Fetch Flickr8k: python data/download.py; or name yours "
-            f"with --dataset_dir or --images_dir (docs/preprocessing.md). Without any: make demo"
-        )
-    if captions_file is None:
-        raise InputError(f"{files[0]}: no such file. Name the captions with --captions_file.")
-    return images_dir, captions_file
 
 
 def choose_splits(args, images_dir: Path, captions, splits) -> tuple[dict, dict, str]:

@@ -127,6 +127,27 @@ class Vocabulary:
         return " ".join(self.words[i] for i in before if i not in (PADDING, START))
 
 
+def find_dataset(
+    folder: Path, images_dir: Path | None = None, captions_file: Path | None = None
+) -> tuple[Path, Path]:
+    """A data set's photos and captions file; raises InputError where one is not found.
+
+    They are looked for in its folder by their usual names, unless others are given.
+    """
+    folders = [images_dir] if images_dir else [folder / name for name in IMAGE_FOLDERS]
+    files = [captions_file] if captions_file else [folder / name for name in CAPTION_FILES]
+    images_dir = next(filter(Path.is_dir, folders), None)
+    captions_file = next(filter(Path.is_file, files), None)
+    if images_dir is None:
+        raise InputError(
+            f"{folders[0]}: no such folder. Fetch Flickr8k: python data/download.py; or name yours "
+            f"with --dataset_dir or --images_dir (docs/preprocessing.md). Without any: make demo"
+        )
+    if captions_file is None:
+        raise InputError(f"{files[0]}: no such file. Name the captions with --captions_file.")
+    return images_dir, captions_file
+
+
 def read_captions(path: str | Path) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
     """Read a caption file of any of the known kinds, told apart by what is in it.
 
