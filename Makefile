@@ -37,7 +37,7 @@ DEMO := demo
 
 demo: .venv/installed
 	@echo "Photos, by the captioner that is included (Flickr8k: people and dogs outdoors):"
-	@$(BIN)/python generate_caption.py --image_path data/examples --beam_size 3 \
+	@$(BIN)/python generate_caption.py --image_path data/examples \
 		--model_path models/flickr8k_captioner.h5 --save_figure $(DEMO)/examples.png
 	@echo
 	@echo "Training from scratch, on scenes drawn for it:"
@@ -73,7 +73,7 @@ bench: .venv/installed .venv/torch/installed
 # The pictures that README.md and docs/ show; needs Chromium and ChromeDriver.
 SHOWN := cold_water donna grand_canyon_2 camera spiff skagen
 pictures: .venv/installed-dev
-	$(BIN)/python generate_caption.py --image_path $(SHOWN:%=data/examples/%.jpg) --beam_size 3 \
+	$(BIN)/python generate_caption.py --image_path $(SHOWN:%=data/examples/%.jpg) \
 		--model_path models/flickr8k_captioner.h5 --save_figure docs/captions.png
 	rm -f docs/app.png
 	PICTURE=docs/app.png $(BIN)/python -m pytest tests/test_browser.py -k nobody_else_is_asked

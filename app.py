@@ -22,7 +22,9 @@ import numpy as np
 from PIL import Image
 
 from captioning import cli
+from captioning.beams import WEIGHT
 from captioning.captions import LENGTH_PENALTY
+from captioning.confidence import GOOD
 from captioning.files import ROOT, InputError, one_line
 from captioning.images import load_image
 
@@ -120,7 +122,7 @@ def build_page(captioner):
     """The page's parts and what they do, as a `gradio.Blocks`."""
     import gradio as gr
 
-    side = captioner.config.photo_size
+    side, size = captioner.config.photo_size, max(3, captioner.beam_size)
     blank = describe(captioner, np.zeros((side, side, 3), np.uint8), 1, 1)
     has_attention = "attention" in blank["words"][0]
 
@@ -149,7 +151,7 @@ def build_page(captioner):
             return [None] * len(outputs)
         pixels, *sizes = read(photo, beam_size, num_captions)
         description = describe(captioner, pixels, *sizes)
-        return [shares(description), scored_words(description), looks(description, pixels)]
+        return [*of_captions(description), looks(description, pixels)]
 
     # Without preprocess=False, Gradio would open the file in any format that Pillow knows, and show
     # its path when it is no image. One request at a time: TensorFlow takes all cores.
@@ -158,12 +160,13 @@ def build_page(captioner):
         with gr.Row():
             with gr.Column(scale=2):
                 photo = gr.Image(label="Photo", height=340)
-                beam_size = gr.Slider(1, MAX_BEAM, 3, step=1, label="Beam size (1: greedy)")
+                beam_size = gr.Slider(1, MAX_BEAM, size, step=1, label="Beam size (1: greedy)")
                 num_captions = gr.Slider(1, MAX_BEAM, 3, step=1, label="Captions shown")
                 gr.Examples([str(path) for path in EXAMPLES], photo, api_visibility="private")
             with gr.Column(scale=3):
                 outputs = [
                     gr.Label(label="Captions, best first (share among those shown)"),
+                    gr.Markdown(visible=captioner.calibration is not None),
                     gr.HighlightedText(label="Words of the best, by how probable each was"),
                     gr.Gallery(label="Where each word looked", columns=6, visible=has_attention),
                 ]
@@ -181,7 +184,7 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
     """Captions and words of one photo, (S, S, 3) uint8, with probabilities, for JSON."""
     features = captioner.encoder.encode(pixels[None])  # (1, *features_shape)
     beam = captioner.decode(features, beam_size)[0][:num_captions]
-    words, probabilities, weights = captioner.explain(features, beam[0][0])
+    words, probabilities, weights = captioner.explain(features, beam[0].text)
     pairs = zip(words, probabilities.tolist(), strict=True)
     entries = [{"word": word, "probability": probability} for word, probability in pairs]
     if weights is not None:
@@ -189,12 +192,19 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
         for entry, cells in zip(entries, weights, strict=True):
             entry["attention"] = cells.reshape(side, side).round(4).tolist()
     captions = []
-    for caption, score in beam:
-        length = min(len(caption.split()) + 1, captioner.config.max_length)  # with its <end>
-        ranking = score / length**LENGTH_PENALTY
+    for caption in beam:
+        score = caption.log_probability
+        length = min(len(caption.text.split()) + 1, captioner.config.max_length)  # with its <end>
+        ranking = score / length**LENGTH_PENALTY + (caption.expected_cider or 0) / WEIGHT
         values = {"probability": math.exp(score), "log_probability": score, "ranking": ranking}
-        captions.append({"caption": caption} | values)
+        values |= {"confidence": caption.confidence, "expected_cider": caption.expected_cider}
+        captions.append({"caption": caption.text} | values)
     return {"captions": captions, "words": entries}
+
+
+def of_captions(description: dict) -> list:
+    """What the page shows, but for pictures."""
+    return [shares(description), how_sure(description), scored_words(description)]
 
 
 def shares(description: dict) -> dict[str, float]:
@@ -202,6 +212,15 @@ def shares(description: dict) -> dict[str, float]:
     entries = description["captions"]
     odds = [math.exp(entry["ranking"] - entries[0]["ranking"]) for entry in entries]  # to the best
     return {entry["caption"]: x / sum(odds) for entry, x in zip(entries, odds, strict=True)}
+
+
+def how_sure(description: dict) -> str | None:
+    """The best caption's confidence in a sentence, where the captioner is calibrated."""
+    confidence = description["captions"][0]["confidence"]
+    if confidence is None:
+        return None
+    meaning = f"that share of such captions agrees well with people's (CIDEr of {GOOD} or more)"
+    return f"**{confidence:.0%} sure** of the best: {meaning}."
 
 
 def scored_words(description: dict) -> list[tuple[str, float]]:

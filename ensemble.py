@@ -1,8 +1,8 @@
 """Put captioners of the same data and the same sizes, trained with other seeds, into one .h5. Each
 word is chosen by the mean of their logits, in which the mistakes of a single one count for less.
 
-With --neighbours, of one captioner too, the file also gets the training photos' captions. A beam is
-then ranked by how like its captions are to those of similar photos, beside their probability.
+With --neighbours, of one captioner too, the file also gets what people said of the training photos.
+A beam is then ranked by how well its captions fit what was said of similar ones (docs/training.md).
 
 Reads   the .h5 files that are named; for neighbours, DATA_DIR/features.pkl and captions.pkl.
 Writes  MODEL_PATH (.h5), used as any other; its weights are float16, for half the size.
@@ -53,6 +53,7 @@ def main() -> None:
     cli.log(f"{len(captioners)} network(s) in {args.model_path}, {size:.1f} MB")
     if args.neighbours:
         cli.log(f"a beam is compared with {len(whole.neighbours.vectors)} photos")
+    cli.log(f"next: python calibrate.py {args.model_path}")
 
 
 def check(path: Path, captioner, first, first_path: Path) -> None:
@@ -83,7 +84,7 @@ def ensemble(captioners: list):
     for member, captioner in zip(decoder.members, captioners, strict=True):
         member.copy_pretrained(captioner.decoder)
     photos = all_photos([captioner.photos for captioner in captioners])
-    return replace(first, decoder=decoder, config=config, photos=photos)
+    return replace(first, decoder=decoder, config=config, photos=photos, calibration=None)
 
 
 def add_neighbours(captioner, features: dict, text: dict) -> None:

@@ -4,9 +4,10 @@ Beside the model stand: the best constant caption; the model given other images'
 it look at the picture?); one human caption against the others, and the model against the same.
 
 Reads   MODEL_PATH, DATA_DIR/features.pkl and DATA_DIR/captions.pkl.
-Writes  OUTPUT_DIR/captions.json, scores.json and gallery.png; the table goes to stdout.
+Writes  OUTPUT_DIR/captions.json, scores.json and gallery.png; the table goes to stdout. Of a
+        calibrated captioner also coverage.png: the scores of the captions of which it is surest.
 
-  python evaluate.py                                   # dev split, greedy
+  python evaluate.py                                   # dev split
   python evaluate.py --split test --beam_size 3        # once, with what was chosen on dev
 
 Dev photos choose the epoch and the options, so a final figure is one of the test split."""
@@ -20,7 +21,8 @@ import numpy as np
 
 from captioning import cli
 from captioning.captions import SPLITS, load_captions
-from captioning.features import load_features
+from captioning.confidence import report, table
+from captioning.features import load_features, trained_on
 from captioning.files import InputError, atomic_path, check_writable, sha256
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
@@ -36,8 +38,8 @@ constant: "{constant_caption}"
 decoded in {decoding_seconds:.2f} s"""
 
 
-def main() -> None:
-    """Caption the split, score all rows, write the results."""
+def parse_arguments():
+    """The command line's options, each with its default and its reason."""
     parser = cli.parser(__doc__)
     add = parser.add_argument
     cli.add_model_option(parser)
@@ -49,7 +51,12 @@ def main() -> None:
     add("--output_dir", type=Path, default="results", help="where the results go")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the gallery")
     add("--seed", type=cli.seed, default=0, help="of which other image's features are given")
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Caption the split, score all rows, write the results."""
+    args = parse_arguments()
     model_path = args.model_path or cli.default_model()
     check_writable(args.output_dir / "scores.json")
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
@@ -65,9 +72,10 @@ def main() -> None:
     captioner = Captioner.load(model_path)
     captioner.check_features(features)
     if args.no_neighbours:
-        captioner.neighbours = None
+        captioner.forget_neighbours()
+    args.beam_size = args.beam_size or captioner.beam_size
     pairs = caption_rows(args.split, text, features)
-    seen = trained_on(captioner, features, pairs)
+    seen = trained_on(captioner.photos, features, pairs)
     if args.exclude_trained:
         pairs = [(row, caption) for row, caption in pairs if row not in seen]
     rows = list(dict.fromkeys(row for row, _ in pairs))  # one per image, in the split's order
@@ -75,13 +83,16 @@ def main() -> None:
         raise InputError("the model was trained on all of these photos: nothing is left.")
     image_ids, images = [features["image_ids"][row] for row in rows], features["features"][rows]
     said, seconds = decode(captioner, images, args)
-    captions = dict(zip(image_ids, said, strict=True))
+    captions = {i: caption.text for i, caption in zip(image_ids, said, strict=True)}
 
     scorer = Scorer()
     references = {i: text["captions"][i] for i in image_ids}
     training = {i: text["captions"][i] for i in text["splits"]["train"]}
     results, each = score_rows(scorer, captions, references, training, args.seed)
     batches = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
+    confidence = np.array([caption.confidence for caption in said])  # (N,)
+    if captioner.calibration:
+        results["confidence"] = report(confidence, each)
     results["model"]["loss_per_token"] = loss_per_token(captioner.decoder.network, batches)
     results["protocol"]["notes"] += trained_notes(captioner, seen, args.exclude_trained)
     results["protocol"] |= {
@@ -95,6 +106,11 @@ def main() -> None:
     }
     write_results(args.output_dir, captions, results)
     print_table(results)
+    if captioner.calibration:
+        print(table(results["confidence"]))
+        if args.split == "dev":
+            cli.log("note: dev's first half calibrated it: see calibrate.py for the other half.")
+        draw_confidence(args.output_dir, confidence, each)
     draw_gallery(args, captions, references, each)
 
 
@@ -105,14 +121,14 @@ def decoding(captioner, args) -> dict:
     return own | {"neighbours": neighbours}
 
 
-def decode(captioner, images: np.ndarray, args) -> tuple[list[str], float]:
-    """Captions of images (N, …), and the seconds that they took without tracing."""
+def decode(captioner, images: np.ndarray, args) -> tuple[list, float]:
+    """A `Caption` for each of images (N, …), and the seconds that they took without tracing."""
     from model import DECODING_BATCH
 
     for count in {min(len(images), DECODING_BATCH), len(images) % DECODING_BATCH} - {0}:
         captioner.caption_features(images[:count], args.beam_size)  # both sizes are traced here
     started = time.perf_counter()
-    captions = captioner.caption_features(images, args.beam_size, args.length_penalty)
+    captions = [beam[0] for beam in captioner.decode(images, args.beam_size, args.length_penalty)]
     return captions, time.perf_counter() - started
 
 
@@ -167,14 +183,6 @@ def notes(images: int, several: int, without_meteor: str) -> list[str]:
     return found
 
 
-def trained_on(captioner, features: dict, pairs: list) -> set[int]:
-    """The rows among (row, caption) pairs whose photos the captioner was trained on."""
-    if captioner.photos is None:
-        return set()
-    rows = np.unique([row for row, _ in pairs])
-    return set(rows[np.isin(features["photos"][rows], captioner.photos)].tolist())
-
-
 def trained_notes(captioner, seen: set[int], excluded: bool) -> list[str]:
     """What to know of photos that were trained on, and scored or left out."""
     if captioner.photos is None:
@@ -210,7 +218,7 @@ def print_table(results: dict[str, dict]) -> None:
     """Print a row of scores each, and what the model's captions are like."""
     model, protocol = results["model"], results["protocol"]
     shown = [name for name in TABLE if name in model]
-    rows = [name for name in results if name != "protocol"]
+    rows = [name for name in results if name not in ("protocol", "confidence")]
     width = max(map(len, rows)) + 2
     print(" " * width + "".join(f"{name:>9}" for name in shown))
     for row in rows:
@@ -220,6 +228,14 @@ def print_table(results: dict[str, dict]) -> None:
         cli.log(f"note: {note}")
     if protocol["split"] == "dev":
         print("dev chose the epoch and the options: the final figure is --split test")
+
+
+def draw_confidence(output_dir: Path, confidence: np.ndarray, cider: np.ndarray) -> None:
+    """Draw how CIDEr grows with confidence, both (N,)."""
+    from captioning.plots import draw_coverage
+
+    draw_coverage(confidence, cider, output_dir / "coverage.png")
+    print(f"wrote {output_dir / 'coverage.png'}: CIDEr of the surest captions, and calibration")
 
 
 def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -> None:

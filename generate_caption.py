@@ -4,6 +4,7 @@
   python generate_caption.py --image_path photos/ --format jsonl --output captions.jsonl
   python generate_caption.py --image_path photos/ --sidecar     # photos/x.jpg -> photos/x.txt
   python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
+  python generate_caption.py --image_path photos/ --min_confidence 0.4   # those that are sure
 
 Captions are written batch by batch; those for --output wait in FILE.partial until all are done. A
 stopped run loses one batch at most; the same command with --resume continues. A file that is not a
@@ -21,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
+from captioning.confidence import GOOD
 from captioning.files import InputError, check_writable, one_line, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
@@ -49,11 +51,16 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_decoding_options(parser)
     why = "the N best of the beam (N <= K), each with the logarithm of its probability"
     add("--num_captions", type=count, default=1, metavar="N", help=why)
+    why = (
+        "skip photos of whose caption it is less sure: of captions with a confidence of 0.6, 60 %% "
+    )
+    why += f"agree well with people's (CIDEr of {GOOD} or more)"
+    add("--min_confidence", type=cli.fraction, metavar="P", help=why)
     why = "draw the photos with their captions"
     add("--save_figure", type=cli.picture, metavar="FILE", help=why)
     add("--batch_size", type=count, default=16, help="photos per pass; more is hardly faster")
     args = parser.parse_args()
-    if args.num_captions > args.beam_size:
+    if args.beam_size and args.num_captions > args.beam_size:
         parser.error(f"--num_captions {args.num_captions} needs --beam_size {args.num_captions}")
     if args.num_captions > 1 and args.format == "coco":
         parser.error("--format coco takes one caption per image; use jsonl for several")
@@ -87,9 +94,11 @@ def main() -> None:
         output.write(photo, captions)
         captioned += 1
         if args.save_figure:
-            shown.append((photo, [caption for caption, _ in captions]))
+            shown.append((photo, [to_line(caption) for caption in captions]))
     if not captioned + before:
-        raise InputError(f"none of the {len(photos) + len(long)} files could be captioned.")
+        surely = "" if args.min_confidence is None else f" with confidence {args.min_confidence}"
+        count = len(photos) + len(long)
+        raise InputError(f"none of the {count} files could be captioned{surely}.")
     output.close()
     if len(photos) > 1:
         cli.log(f"{captioned} captioned, {len(missing) - captioned + len(long)} skipped")
@@ -133,7 +142,7 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
     if args.output.exists() and not args.output.is_file():  # a pipe, or a device
         return Stream(args.format, args.num_captions, args.output.open("w", newline="", **TEXT))
     check_writable(args.output.with_name(args.output.name + ".partial"))
-    names = ("weights", "beam_size", "length_penalty", "no_neighbours")
+    names = ("weights", "beam_size", "length_penalty", "no_neighbours", "min_confidence")
     settings = {name: getattr(args, name) for name in names}
     if args.model_path.is_file():
         settings["model"] = sha256(args.model_path)
@@ -182,13 +191,22 @@ def has_long_name(path: Path) -> bool:
 
 
 def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
-    """Caption the readable images, in order, each with its beam; name the others on stderr."""
+    """Caption the readable images, in order, each with its beam; name the others on stderr.
+
+    Raises InputError if a confidence is asked for that the captioner does not know.
+    """
     cli.load_tensorflow()
     from model import Captioner
 
     captioner = Captioner.load(args.model_path, args.weights)
+    had_neighbours = captioner.neighbours is not None
     if args.no_neighbours:
-        captioner.neighbours = None
+        captioner.forget_neighbours()
+    if args.min_confidence is not None and captioner.calibration is None:
+        fix = f"Calibrate {args.model_path}: python calibrate.py {args.model_path}"
+        fix = "Leave out --no_neighbours" if args.no_neighbours and had_neighbours else fix
+        raise InputError(f"--min_confidence: no confidence is known. {fix}")
+    size = args.beam_size or max(captioner.beam_size, args.num_captions)
     load = partial(try_load_image, size=captioner.config.photo_size)
     with ThreadPoolExecutor() as pool, cli.progress(len(photos), "image") as bar:
         for start in range(0, len(photos), args.batch_size):
@@ -201,9 +219,25 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
                     batch[photo] = pixels
             if batch:
                 features = captioner.encoder.encode(np.stack([*batch.values()]))  # (B, …)
-                beams = captioner.decode(features, args.beam_size, args.length_penalty)
-                yield from zip(batch, beams, strict=True)
+                beams = captioner.decode(features, size, args.length_penalty)
+                for photo, beam in zip(batch, beams, strict=True):
+                    if is_sure(photo, beam[0].confidence, args.min_confidence):
+                        yield photo, beam
             bar.update(len(chunk))
+
+
+def to_line(caption) -> str:
+    """A `Caption` as a picture shows it."""
+    sure = "" if caption.confidence is None else f" ({caption.confidence:.0%} sure)"
+    return caption.text + sure
+
+
+def is_sure(photo: Path, confidence: float | None, least: float | None) -> bool:
+    """Whether a photo's caption is to be written; names the photo otherwise."""
+    if least is None or confidence >= least:
+        return True
+    cli.log(f"skipped: {one_line(photo)}: confidence {confidence:.2f}")
+    return False
 
 
 if __name__ == "__main__":

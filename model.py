@@ -23,14 +23,17 @@ import tensorflow as tf
 from keras import layers
 from PIL import Image
 
+from captioning.beams import NEIGHBOURS_BEAM, Caption, to_captions
 from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
+from captioning.confidence import Calibration
 from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
-from captioning.decoding import NEG_INF, beam_search
+from captioning.decoding import beam_search
 from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
 from captioning.features import finite
 from captioning.files import InputError
 from captioning.images import array_to_pixels, image_to_pixels, load_image
 from captioning.model_file import (
+    EXTRAS,
     not_a_captioner,
     open_model,
     read_arrays,
@@ -179,11 +182,13 @@ class Captioner:
     encoder_weights: str = "imagenet"  # as in `Encoder`
     photos: np.ndarray | None = None  # hashes of the training photos' pixels, uint64; None: unknown
     neighbours: Neighbours | None = None  # by which a beam is put into another order
+    calibration: Calibration | None = None  # from which captions have their confidence
 
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
         words, config, network = self.vocabulary.words, asdict(self.config), self.decoder.network
-        write_model(path, network, words, config, self.photos, self.neighbours, half)
+        extras = {name: getattr(self, name) for name in EXTRAS}
+        write_model(path, network, words, config, extras, half)
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
@@ -193,7 +198,8 @@ class Captioner:
         or is no captioner.
         """
         with open_model(path) as file:  # in such a block every fault is the file's
-            words, description, photos, neighbours = read_description(file)
+            words, description, extras = read_description(file)
+        neighbours = extras["neighbours"]
         try:
             vocabulary, config = Vocabulary(words), CaptionerConfig.parse(description)
             if len(vocabulary) != config.vocabulary_size:
@@ -208,7 +214,17 @@ class Captioner:
         decoder = build_decoder(config)
         with open_model(path) as file:
             read_arrays(file, decoder.network)
-        return cls(decoder, vocabulary, config, weights, photos, neighbours)
+        return cls(decoder, vocabulary, config, weights, **extras)
+
+    @property
+    def beam_size(self) -> int:
+        """Hypotheses kept where nothing else is said: with neighbours there is to be a choice."""
+        return NEIGHBOURS_BEAM if self.neighbours else 1
+
+    def forget_neighbours(self) -> None:
+        """Rank by probability alone; a confidence that was fitted with neighbours goes as well."""
+        if self.neighbours:
+            self.neighbours = self.calibration = None
 
     def check_features(self, features: dict) -> None:
         """Make sure that the content of features.pkl is what the captioner was trained on.
@@ -252,7 +268,7 @@ class Captioner:
             )
         return encoder
 
-    def caption(self, image, beam_size: int = 1) -> str:
+    def caption(self, image, beam_size: int | None = None) -> str:
         """Caption one image: a path, a PIL image, or an array (H, W[, 1, 3 or 4])."""
         if isinstance(image, str | Path):
             pixels = load_image(image, self.config.photo_size)
@@ -262,36 +278,33 @@ class Captioner:
         return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
 
     def caption_features(
-        self, features: np.ndarray, beam_size: int = 1, length_penalty: float = LENGTH_PENALTY
+        self,
+        features: np.ndarray,
+        beam_size: int | None = None,
+        length_penalty: float = LENGTH_PENALTY,
     ) -> list[str]:
         """Caption a batch: features (N, *config.features_shape) -> N sentences."""
-        return [beam[0][0] for beam in self.decode(features, beam_size, length_penalty)]
+        return [beam[0].text for beam in self.decode(features, beam_size, length_penalty)]
 
     def decode(
-        self, features: np.ndarray, beam_size: int = 1, length_penalty: float = LENGTH_PENALTY
-    ) -> list[list[tuple[str, float]]]:
-        """The beam of every image, best first: (sentence, summed log-probability) pairs.
+        self,
+        features: np.ndarray,
+        beam_size: int | None = None,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> list[list[Caption]]:
+        """The beam of every image, best first: sentences, log-probabilities, and confidence.
 
-        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`. With
-        neighbours, their order is the final one. Raises InputError if a feature is NaN or infinite.
+        Features are (N, *config.features_shape); for the rest see `decoding.beam_search`. Without
+        a size, it is `self.beam_size`. Raises InputError if a feature is NaN or infinite.
         """
+        search = self._searches(self.beam_size if beam_size is None else beam_size)
         penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
+        known = self.neighbours, self.calibration
         beams = []
         for start in range(0, len(features), DECODING_BATCH):
             batch = finite(features[start : start + DECODING_BATCH])
-            tokens, scores = self._searches(beam_size)(batch, penalty)  # (B, K, …), (B, K)
-            tokens, scores = tokens.numpy(), scores.numpy()
-            if self.neighbours and beam_size > 1:
-                lengths = np.maximum(np.count_nonzero(tokens, axis=2), 1)  # (B, K), with END
-                order = self.neighbours.rank(
-                    batch, tokens, scores / lengths ** float(length_penalty)
-                )
-                tokens = np.take_along_axis(tokens, order[..., None], axis=1)
-                scores = np.take_along_axis(scores, order, axis=1)
-            for ids, sums in zip(tokens, scores.tolist(), strict=True):
-                found = list(zip(map(self.vocabulary.decode, ids), sums, strict=True))
-                # Of NaN weights nothing is probable: the first caption stays all the same.
-                beams.append([entry for entry in found if entry[1] > NEG_INF] or found[:1])
+            tokens, scores = (each.numpy() for each in search(batch, penalty))  # (B, K, …), (B, K)
+            beams += to_captions(tokens, scores, self.vocabulary, length_penalty, batch, *known)
         return beams
 
     @functools.cached_property

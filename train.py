@@ -8,7 +8,7 @@ Writes  MODEL_PATH (.h5, the epoch with the best dev loss), and beside it the hi
   python train.py --units 512 --learning_rate 1e-3 --model_path models/large.h5
   python train.py --decoder updown               # after preprocess.py --features grid
   python train.py --resume                       # after a stop, with the options of before
-  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5 # --features layers
+  python train.py --data_dir data/mine --init_from models/flickr8k_captioner.h5   # grid of Lite2
 
 Losses are in nats per token: of every word, and of the end of every caption. However a run is
 stopped, with --resume it ends as if it had not been, to the last bit on the same machine.

@@ -79,13 +79,13 @@ def picture(text: str) -> Path:
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of which captioner is used; without it, `default_model` chooses."""
-    why = f"an .h5 from train.py (default: {TRAINED} where it exists, otherwise the included one)"
+    why = f"a captioner (default: {TRAINED} where it exists, otherwise the included one)"
     parser.add_argument("--model_path", type=Path, metavar="FILE", help=why)
 
 
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of the CNN's weights."""
-    why = "the CNN's: imagenet (which Keras downloads once; EfficientNet-Lite0's are included), "
+    why = "the CNN's: imagenet (which Keras downloads once; EfficientNet-Lite's are included), "
     why += "the file that it downloads, or random (tests only); in captioning as in preprocess.py"
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
@@ -146,11 +146,12 @@ def check_training(args: argparse.Namespace, start: Path | None) -> None:
 def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of beam search."""
     add = parser.add_argument
-    why = "hypotheses kept at each step; 1 is greedy decoding, 3 to 5 finds better captions"
-    add("--beam_size", type=positive_int, default=1, metavar="K", help=why)
+    why = "hypotheses kept at each step; 1 is greedy decoding, more find better captions "
+    why += "(default: 10 where the captioner has neighbours to choose by, else 1)"
+    add("--beam_size", type=positive_int, metavar="K", help=why)
     why = "ranks a beam by log-probability / length ** penalty: 0 favours short captions, 1 long"
     add("--length_penalty", type=finite_number, default=LENGTH_PENALTY, help=why)
-    why = "keep a beam's order by probability where the captioner knows its training photos"
+    why = "keep a beam's order by probability where the captioner has neighbours; no confidence"
     add("--no_neighbours", action="store_true", help=why)
 
 

@@ -254,6 +254,17 @@ def all_photos(parts: list[np.ndarray | None]) -> np.ndarray | None:
     return None if unknown else np.unique(np.concatenate(parts))
 
 
+def trained_on(photos: np.ndarray | None, features: dict, pairs: list) -> set[int]:
+    """The rows among (row, caption) pairs whose photos are among a captioner's training `photos`.
+
+    `features` is the content of features.pkl, `photos` (N,) uint64, None where they are not known.
+    """
+    if photos is None:
+        return set()
+    rows = np.unique([row for row, _ in pairs])
+    return set(rows[np.isin(features["photos"][rows], photos)].tolist())
+
+
 def finite(features: np.ndarray) -> np.ndarray:
     """The same features, as an array; raises InputError if one is NaN or infinite."""
     features = np.asarray(features)

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -24,6 +24,7 @@ ORIENTATION = 0x0112  # EXIF's tag, and what undoes each of its values but 1
 FLIPS = Image.Transpose
 UPRIGHT = {2: FLIPS.FLIP_LEFT_RIGHT, 3: FLIPS.ROTATE_180, 4: FLIPS.FLIP_TOP_BOTTOM}
 UPRIGHT |= {5: FLIPS.TRANSPOSE, 6: FLIPS.ROTATE_270, 7: FLIPS.TRANSVERSE, 8: FLIPS.ROTATE_90}
+BICUBIC = Image.Resampling.BICUBIC
 ONE_LARGE_IMAGE = threading.Lock()  # so that threads do not each take a gigabyte
 
 
@@ -71,6 +72,15 @@ def image_to_pixels(
 
     Raises InputError, with the `name`, if it is too large or cannot be decoded.
     """
+    # Pillow's filters widen with the reduction, so this is antialiased.
+    return upright(image, name, lambda rgb: np.asarray(rgb.resize((size, size), BICUBIC)))
+
+
+def upright(image: Image.Image, name: str, use: Callable):
+    """What `use` makes of an open image, turned upright and into RGB, which may be large.
+
+    Raises InputError as `image_to_pixels` does.
+    """
     count = image.width * image.height
     if count > MAX_PIXELS:
         reason = f"{count} pixels are more than {MAX_PIXELS}"
@@ -95,8 +105,7 @@ def image_to_pixels(
             image = image.convert("RGB")
             if orientation in UPRIGHT:
                 image = image.transpose(UPRIGHT[orientation])
-            # Pillow's filters widen with the reduction, so this is antialiased.
-            return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+            return use(image)
 
 
 def array_to_pixels(values, size: int = IMAGE_SIZE) -> np.ndarray:

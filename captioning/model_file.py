@@ -7,6 +7,7 @@ Nothing in it is followed to another place, and nothing is read that it is not l
 
 import io
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -16,14 +17,16 @@ import h5py
 import keras
 import numpy as np
 
+from captioning.confidence import Calibration
 from captioning.files import InputError, atomic_path, is_file, one_line
 from captioning.neighbours import Neighbours
 
-FORMAT_VERSION = 5  # of the group below
-READABLE = (3, 4, 5)  # 3 has no hashes of training photos; neither has neighbours
+FORMAT_VERSION = 6  # of the group below
+READABLE = (3, 4, 5, 6)  # 3 has no hashes of training photos
 HEADERS = 2**18  # bytes, more than a model's file takes besides its arrays and words
 MAX_ATTRIBUTE = 2**16  # bytes, HDF5's own limit for those that lie with their group
 PRECISIONS = (np.float32, np.float16)  # in which a file may hold the weights
+EXTRAS = ("photos", "neighbours", "calibration")  # fields of a captioner that may be None
 GROUP = "captioner"  # our group in the .h5, beside Keras' own
 
 
@@ -32,19 +35,21 @@ def write_model(
     network: keras.Model,
     words: list[str],
     config: dict,
-    photos: np.ndarray | None = None,
-    neighbours: Neighbours | None = None,
+    extras: dict,
     half: bool = False,
 ) -> None:
     """Write one .h5: Keras' model and weights, and in a group of its own all the rest.
 
-    `words` is the vocabulary by id, `config` the captioner's few numbers, `photos` the hashes of
-    its training photos, uint64; `half` stores the weights as float16. Raises InputError if it
-    cannot be written.
+    `words` is the vocabulary by id, `config` the captioner's few numbers, `extras` what else it
+    may have, by the names in `EXTRAS`; `half` stores the weights as float16. Raises InputError if
+    it cannot be written.
     """
-    arrays = {} if photos is None else {"photos": photos}
-    if neighbours is not None:
-        arrays |= {f"neighbours/{name}": array for name, array in neighbours.arrays().items()}
+    arrays = {}
+    for name, extra in extras.items():
+        if isinstance(extra, Neighbours):
+            arrays |= {f"{name}/{part}": array for part, array in extra.arrays().items()}
+        elif extra is not None:
+            arrays[name] = np.array(extra)
     encoded = [word.encode() for word in words]
     size = 4 * network.count_params() + sum(map(len, encoded)) + HEADERS
     size += sum(array.nbytes for array in arrays.values())
@@ -61,6 +66,20 @@ def write_model(
             group.create_dataset("vocabulary", data=encoded, dtype=width)
             for name, array in arrays.items():
                 group.create_dataset(name, data=array)
+
+
+def write_calibration(path: Path, calibration: Calibration) -> None:
+    """Put a calibration into a captioner's file, or replace the one that is there.
+
+    Raises InputError if it cannot be written.
+    """
+    with atomic_path(path) as temporary:
+        shutil.copyfile(path, temporary)
+        with h5py.File(temporary, "r+") as file:
+            group = file[GROUP]
+            group.pop("calibration", None)
+            group.create_dataset("calibration", data=np.array(calibration))
+            group.attrs["format_version"] = FORMAT_VERSION
 
 
 def _store_halves(path: Path) -> None:
@@ -98,10 +117,10 @@ def not_a_captioner(path: str | Path, reason: object) -> InputError:
     )
 
 
-def read_description(file: h5py.File) -> tuple:
-    """Vocabulary, config, photos and neighbours, the last two None where the file has none.
+def read_description(file: h5py.File) -> tuple[list[str], dict, dict]:
+    """Vocabulary, config, and extras, as `write_model` took them, None where the file has none.
 
-    Raises ValueError if they are not in `write_model`'s form.
+    Raises ValueError if they are not in its form.
     """
     group = _find(file, GROUP)
     attributes = group.attrs
@@ -109,26 +128,33 @@ def read_description(file: h5py.File) -> tuple:
         attribute = attributes.get_id(name)
         if attribute.shape != () or attribute.get_storage_size() > MAX_ATTRIBUTE:
             raise ValueError(f"{name} is an array, or too large")
-    if attributes["format_version"] not in READABLE:
-        raise ValueError(f"format {attributes['format_version']}, not {FORMAT_VERSION}")
+    version = attributes["format_version"]
+    if version not in READABLE:
+        raise ValueError(f"format {version}, not {FORMAT_VERSION}")
     config = json.loads(attributes["config"])
     if not isinstance(config, dict):
         raise ValueError("its config is not an object")
     words = _plain_dataset(file, f"{GROUP}/vocabulary")
     if words.dtype.kind != "S":
         raise ValueError("its words are not strings of one width")
-    photos = None
-    if group.id.links.exists(b"photos"):
-        dataset = _plain_dataset(file, f"{GROUP}/photos")
-        if dataset.dtype != np.uint64 or dataset.ndim != 1:
+    found, extras = group.id.links, dict.fromkeys(EXTRAS)
+    if found.exists(b"photos"):
+        photos = _plain_dataset(file, f"{GROUP}/photos")
+        if photos.dtype != np.uint64 or photos.ndim != 1:
             raise ValueError("its training photos are not hashes")
-        photos = dataset[:]
-    neighbours = None
-    if group.id.links.exists(b"neighbours"):
+        extras["photos"] = photos[:]
+    if found.exists(b"neighbours"):
+        if version < FORMAT_VERSION:
+            raise ValueError("its neighbours are of an earlier form: run ensemble.py again")
         names = [known.name for known in fields(Neighbours)]
         arrays = (_plain_dataset(file, f"{GROUP}/neighbours/{name}")[:] for name in names)
-        neighbours = Neighbours(*arrays).check()
-    return [word.decode() for word in words[:].tolist()], config, photos, neighbours
+        extras["neighbours"] = Neighbours(*arrays).check()
+    if found.exists(b"calibration"):
+        numbers = _plain_dataset(file, f"{GROUP}/calibration")
+        if (numbers.shape, numbers.dtype) != ((3,), np.float64) or not np.isfinite(numbers).all():
+            raise ValueError("its calibration is not of three numbers")
+        extras["calibration"] = Calibration(*numbers[:].tolist())
+    return [word.decode() for word in words[:].tolist()], config, extras
 
 
 def read_arrays(file: h5py.File, network: keras.Model) -> None:

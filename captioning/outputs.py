@@ -6,11 +6,13 @@ caption; `write` takes one photo's captions, each with its score; `close` ends t
 
 import csv
 import io
+import itertools
 import json
 import os
 import sys
 from pathlib import Path
 
+from captioning.beams import Caption
 from captioning.files import InputError, atomic_path, is_file, one_line
 
 FORMATS = ("tsv", "jsonl", "csv", "coco")
@@ -21,28 +23,33 @@ TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names may be i
 class Stream:
     """Captions line by line to an open text file, in one of `FORMATS`, each row flushed.
 
-    A photo with several captions has a row for each, with its score, the natural logarithm of its
-    probability.
+    A photo with several captions has a row for each, with the natural logarithm of its probability.
+    JSON and CSV also have each caption's confidence, empty where the captioner knows none.
     """
 
     def __init__(self, form: str, num_captions: int = 1, stream=None):
         self.form, self.stream = form, stream or sys.stdout
         image = "image_id" if form == "coco" else "image_path"
         self.columns = [image, "caption", *["log_probability"] * (num_captions > 1)]
+        self.columns += ["confidence"] * (form in ("jsonl", "csv"))
         self.empty = True
 
     def open(self, ids: dict[Path, str]) -> list[Path]:
         self.ids = ids
         return list(ids)
 
-    def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
+    def write(self, photo: Path, captions: list[Caption]) -> None:
         self.write_rows(os.fspath(photo), self.ids[photo], captions)
 
-    def write_rows(self, path: str, image_id: str, captions: list[tuple[str, float]]) -> None:
+    def write_rows(self, path: str, image_id: str, captions: list) -> None:
         """The rows of a photo, whatever `open` has been told."""
-        for caption, score in captions:
-            name = image_id if self.form == "coco" else path
-            row = self._row([name, caption, round(score, 4)][: len(self.columns)])
+        for caption in itertools.starmap(Caption, captions):
+            row = {"image_id": image_id, "image_path": path, "caption": caption.text}
+            row["log_probability"] = round(caption.log_probability, 4)
+            row["confidence"] = None
+            if caption.confidence is not None:
+                row["confidence"] = round(caption.confidence, 4)
+            row = self._row([row[name] for name in self.columns])
             if self.form != "tsv":  # a name in another encoding would not be UTF-8: \\udcff
                 row = row.encode("utf-8", "backslashreplace").decode()
             self.stream.write(row)
@@ -111,7 +118,7 @@ class OutputFile:
                 raise InputError(f"{one_line(photo)}: {one_line(self.partial)} has its id already.")
         return missing
 
-    def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
+    def write(self, photo: Path, captions: list[Caption]) -> None:
         try:
             if self.file is None:
                 self.partial.parent.mkdir(parents=True, exist_ok=True)
@@ -201,9 +208,9 @@ class Sidecars:
         target = photo.with_suffix(".txt")
         return is_file(target) and bool(target.read_bytes().strip())
 
-    def write(self, photo: Path, captions: list[tuple[str, float]]) -> None:
+    def write(self, photo: Path, captions: list[Caption]) -> None:
         with atomic_path(photo.with_suffix(".txt")) as path:
-            path.write_text(captions[0][0] + "\n", encoding="utf-8", newline="")
+            path.write_text(captions[0].text + "\n", encoding="utf-8", newline="")
 
     def close(self) -> None:
         """Every file is whole already."""

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
+from captioning.confidence import BINS, GOOD
 from captioning.files import atomic_path, one_line
 from captioning.images import load_image
 
@@ -16,6 +17,7 @@ COLUMNS = 4
 WIDTH = 2.9  # inches of one image
 WRAP = 32  # characters of a caption per line, at the size of these pictures
 BARS = 15  # words named in a description
+SUREST = 20  # captions, the fewest whose mean CIDEr is drawn
 HEIGHT = 3.4  # inches of its charts
 UNITS = {"loss": "loss per token (nats)", "cider": "CIDEr"}  # what a measure is called in curves
 TAKEN = {"loss": "with dropout", "cider": "sampled captions"}  # how, in training
@@ -69,6 +71,25 @@ def draw_curves(rows: list[dict], measure: str, kept: dict, target: Path) -> Non
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.legend()
     axes.grid(alpha=0.3)
+    _save(figure, target)
+
+
+def draw_coverage(confidence: np.ndarray, cider: np.ndarray, target: Path) -> None:
+    """Draw the CIDEr of the surest captions, by their share, and the calibration; both (N,)."""
+    figure = Figure(figsize=(2 * WIDTH, WIDTH), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    cider = cider[np.argsort(-confidence, kind="stable")]
+    count = np.arange(1, len(cider) + 1)
+    first = min(len(cider), SUREST)  # the means of fewer leap about
+    left.plot((100 * count / len(cider))[first - 1 :], (np.cumsum(cider) / count)[first - 1 :])
+    left.set(xlabel="% of the captions, the surest", ylabel="their CIDEr", ylim=(0, None))
+    confidence = -np.sort(-confidence)
+    for chosen in np.array_split(np.arange(len(cider)), min(BINS, len(cider))):
+        right.plot(confidence[chosen].mean(), (cider[chosen] >= GOOD).mean(), "o", color="C0")
+    right.plot([0, 1], [0, 1], color="grey", linestyle="--")
+    right.set(xlabel="confidence", ylabel=f"share with CIDEr ≥ {GOOD}", xlim=(0, 1), ylim=(0, 1))
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
     _save(figure, target)
 
 

@@ -31,8 +31,8 @@ from captioning.captions import (
     read_captions,
     read_split_lists,
 )
-from captioning.files import InputError, atomic_path
-from captioning.images import FORMATS, try_load_image
+from captioning.files import InputError, atomic_path, one_line
+from captioning.images import FORMATS, try_load_image, upright
 
 FOLDER = "mirrored"
 SIDES = {"left": "right", "right": "left"}
@@ -87,14 +87,17 @@ def mirror_id(image_id: str) -> str:
 
 def mirror(images_dir: Path, target: Path, image_id: str) -> str:
     """Write a photo's mirror image; returns what is wrong with the photo, "" if nothing is."""
-    _, error = try_load_image(images_dir / image_id)
+    photo, place = images_dir / image_id, target / mirror_id(image_id)
+    _, error = try_load_image(photo)
     if error:
         return error
-    place = target / mirror_id(image_id)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(images_dir / image_id, formats=FORMATS) as image, atomic_path(place) as path:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
-        ImageOps.mirror(upright).save(path, "JPEG", quality=QUALITY, subsampling=0)
+    with Image.open(photo, formats=FORMATS) as image, atomic_path(place) as path:
+
+        def save(rgb: Image.Image) -> None:
+            ImageOps.mirror(rgb).save(path, "JPEG", quality=QUALITY, subsampling=0)
+
+        upright(image, one_line(photo), save)
     return ""
 
 
@@ -110,7 +113,7 @@ def link(photo: Path, place: Path) -> None:
 
 
 def swap(caption: str) -> str:
-    """The same caption of the mirror image."""
+    """The same caption of the mirror image; of other meanings of the two words nothing is known."""
     return " ".join(SIDES.get(word, word) for word in caption.split())
 
 

@@ -1,6 +1,7 @@
 """What several tests need: the sample set, small and large, Flickr8k where it is, a page."""
 
 import os
+import shutil
 import urllib.request
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from captioning.cli import INCLUDED
 
 # Flickr8k cannot be shipped: it is looked for here, or beside the repository.
 FLICKR8K = Path(os.environ.get("FLICKR8K_DIR", ROOT.parent / "shared" / "flickr8k"))
+
+
+@pytest.fixture
+def no_java(monkeypatch):
+    """No METEOR, which takes seconds to start."""
+    monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
 @pytest.fixture(scope="session")
@@ -63,8 +70,8 @@ def page():
 
 @pytest.fixture(scope="session")
 def said():
-    """What generate_caption.py says of the examples, beam 3."""
-    options = ("--beam_size", 3, "--model_path", INCLUDED)
+    """What generate_caption.py says of the examples."""
+    options = ("--model_path", INCLUDED)
     done = run_here("generate_caption.py", "--image_path", EXAMPLES, *options)
     lines = dict(line.split("\t") for line in done.stdout.splitlines())
     return {path.rsplit("/")[-1]: caption for path, caption in lines.items()}

@@ -41,7 +41,7 @@ def test_the_words_make_the_caption_s_probability(config):
     """That of one pass over the whole caption is the one that the search added up."""
     captioner = untrained(config, seed=3)
     features = random_features(1, config)
-    for caption, score in captioner.decode(features, beam_size=4)[0]:
+    for caption, score, *_ in captioner.decode(features, beam_size=4)[0]:
         words, probabilities, weights = captioner.explain(features, caption)
         assert np.log(probabilities).sum() == pytest.approx(score, abs=1e-4)
         ended = len(caption.split()) < config.max_length

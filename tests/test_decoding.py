@@ -111,6 +111,6 @@ def test_a_caption_does_not_depend_on_its_batch(monkeypatch):
     assert len({beam[0][0] for beam in together}) > 5
     for number in (0, 7, 39):
         alone = captioner.decode(features[number : number + 1], beam_size=3)[0]
-        assert [caption for caption, _ in alone] == [caption for caption, _ in together[number]]
-        scores = [[score for _, score in beam] for beam in (alone, together[number])]
+        assert [caption.text for caption in alone] == [c.text for c in together[number]]
+        scores = [[c.log_probability for c in beam] for beam in (alone, together[number])]
         np.testing.assert_allclose(*scores, atol=1e-4)

@@ -30,6 +30,11 @@ def test_commands_have_the_options_that_are_shown(page):
 
 
 @EACH
+def test_nothing_is_left_to_fill_in(page):
+    assert "@@" not in page.read_text()
+
+
+@EACH
 def test_links_lead_somewhere_and_files_that_are_named_exist(page):
     """Files in code spans, and in the README's tree."""
     text = page.read_text()
@@ -54,15 +59,16 @@ def test_make_has_the_targets_that_the_readme_shows():
 
 
 SCORES = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
-SEEDS = [f"merge_seed{seed}" for seed in range(3)]
+SEEDS = [f"merge_seed{seed}_dev_beam3" for seed in range(3)]
+INCLUDED = ["included_dev"]
 ROWS = {  # beginning of a row: the files and the row in them
-    "**the included captioner": (["included"], "model"),
-    "shuffled": (["included"], "shuffled"),
-    "constant": (["included"], "constant"),
-    "the best constant caption": (["included"], "constant"),
-    "the included captioner, four": (["included"], "model, same references as human"),
-    "human": (["included"], "human"),
-    "one human caption": (["included"], "human"),
+    "**the included captioner": (INCLUDED, "model"),
+    "shuffled": (INCLUDED, "shuffled"),
+    "constant": (INCLUDED, "constant"),
+    "the best constant caption": (INCLUDED, "constant"),
+    "the included captioner, four": (INCLUDED, "model, same references as human"),
+    "human": (INCLUDED, "human"),
+    "one human caption": (INCLUDED, "human"),
     **{f"seed {seed}": ([name], "model") for seed, name in enumerate(SEEDS)},
     "mean": (SEEDS, "model"),
     "one merge network": (SEEDS, "model"),
@@ -71,10 +77,24 @@ ROWS = {  # beginning of a row: the files and the row in them
 
 def stored(files: list[str], row: str, score: str) -> str:
     """A score as the pages write it: .586, or of several files .529 ± .004."""
-    paths = [ROOT / "benchmarks" / "results" / f"{name}_dev_beam3.json" for name in files]
+    paths = [ROOT / "benchmarks" / "results" / f"{name}.json" for name in files]
     values = [json.loads(path.read_text())[row][score] for path in paths]
     figures = [statistics.mean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
     return " ± ".join(f"{figure:.3f}".lstrip("0") for figure in figures)
+
+
+def test_confidence_is_worth_what_is_stored():
+    """What calibrate.py printed of the included captioner."""
+    told = (ROOT / "benchmarks" / "results" / "included_confidence.txt").read_text()
+    page = (ROOT / "docs" / "results.md").read_text()
+    rows = re.findall(r"^ *(\d+)% +([\d.]+) +([\d.]+) +([\d.]+)%$", told, re.M)
+    assert len(rows) == 6
+    for share, least, cider, good in rows:
+        cells = (f"{share} %", least.lstrip("0"), cider.removeprefix("0"), f"{good} %")
+        assert f"| {' | '.join(cells)} |" in page
+    figures = re.search(r"Spearman 0(\S+), expected calibration error 0(\S+)", told).groups()
+    for text in (page, (ROOT / "models" / "README.md").read_text()):
+        assert all(figure in text for figure in figures)
 
 
 @pytest.mark.parametrize(("page", "count"), [("README.md", 4), ("docs/results.md", 9)])

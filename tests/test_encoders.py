@@ -15,8 +15,11 @@ from captioning.images import load_image
 @pytest.mark.parametrize(
     ("name", "classes"), [("efficientnet_lite0", [442, 985]), ("efficientnet_lite2", [698, 599])]
 )
-def test_lite_names_what_is_in_a_photo(name, classes):
-    """scikit-learn's two photos, with the classifiers that belong to the shipped weights."""
+def test_lite_sees_in_a_photo_what_it_saw_when_it_was_converted(name, classes):
+    """scikit-learn's two photos, with the classifiers that belong to the shipped weights.
+
+    Lite0 sees a bell cote and a daisy. Lite2 sees a palace, but takes the flower for a honeycomb.
+    """
     classifier = np.load(ROOT / "tests" / f"{name}_classifier.npz")
     kernel = classifier["kernel"].astype(np.float32)  # (1280, 1000)
     encoder = Encoder(name)

@@ -78,7 +78,7 @@ def virtual(file):
 
 
 def put(name, content):
-    """What most files have not: the hashes of the training photos, or neighbours."""
+    """What most files have not: photos' hashes, neighbours, a calibration."""
     return lambda file: file[GROUP].__setitem__(name, content)
 
 
@@ -86,8 +86,8 @@ def neighbours(name, change):
     """Neighbours, one of whose arrays is changed."""
 
     def spoil(file):
-        captions = {row: [[4, 5], [6]] for row in range(3)}  # each n-gram is of all three
-        made = Neighbours.of(random_features(3), captions)
+        captions = {row: [[4 + row // 2, 8], [6]] for row in range(4)}  # two have each 4 and 5
+        made = Neighbours.of(random_features(4), captions)
         for known, array in made.arrays().items():
             file[f"{GROUP}/neighbours/{known}"] = change(array) if known == name else array
 
@@ -143,26 +143,43 @@ CRAFTED = {
         neighbours("vectors", lambda a: a[:2]),
         "do not fit together",
     ),
-    "neighbours of text": (neighbours("captions", lambda a: a.astype("S")), "do not fit together"),
-    "neighbours of no words": (neighbours("captions", lambda a: a[..., :0]), "have no captions"),
-    "a neighbour of no words": (neighbours("captions", lambda a: a & ~a), "have no captions"),
+    "neighbours of text": (neighbours("grams", lambda a: a.astype("S")), "do not fit together"),
+    "no neighbours": (neighbours("vectors", lambda a: a[:0]), "do not fit together"),
     "neighbours that are NaN": (
-        neighbours("mean", lambda a: a * np.float32("nan")),
+        neighbours("weights", lambda a: a * np.float16("nan")),
         "NaN or infinite",
     ),
-    "n-grams of 9 photos of 3": (
+    "n-grams of 11 photos of 4": (
         neighbours("photos", lambda a: a + np.uint32(9)),
-        "no such number",
+        "of so many photos",
     ),
     "n-grams that are not counted": (neighbours("grams", lambda a: a[:2]), "do not fit together"),
-    "captions without end": (
-        neighbours("captions", lambda a: np.repeat(a, 50, axis=1)),
-        "too many, or too long",
+    "n-grams that are not there": (neighbours("ids", lambda a: a + np.uint16(9)), "so many photos"),
+    "an n-gram twice": (neighbours("grams", lambda a: a[[0, 0, *range(2, len(a))]]), "different"),
+    "an n-gram of nothing": (neighbours("grams", lambda a: a & ~a), "are not of words"),
+    "n-grams with gaps": (neighbours("grams", lambda a: a[:, [0, 3, 1, 2]]), "or have gaps"),
+    "vectors that are too long": (
+        neighbours("vectors", lambda a: a * np.float16(99)),
+        "are longer than 1",
+    ),
+    "weights that are too large": (
+        neighbours("weights", lambda a: a + np.float16(9e3)),
+        "weights not 0 to 1",
+    ),
+    "n-grams beyond the end": (
+        neighbours("starts", lambda a: a * np.uint32(9)),
+        "do not begin where others end",
+    ),
+    "n-grams backwards": (
+        neighbours("starts", lambda a: a[[0, 2, 1, 3, 4]]),
+        "do not begin where others end",
     ),
     "neighbours elsewhere": (
         put("neighbours", h5py.ExternalLink("/etc/passwd", "/x")),
         "is a link",
     ),
+    "a calibration of text": (put("calibration", np.full(3, b"x")), "not of three numbers"),
+    "a calibration that is NaN": (put("calibration", np.full(3, np.nan)), "not of three numbers"),
     "words without end": (array(VOCABULARY, 10**8, "S1000"), NOT_PLAIN),
     "words of any length": (array(VOCABULARY, data=WORDS, dtype=h5py.string_dtype()), NOT_PLAIN),
     "words that are numbers": (array(VOCABULARY, data=np.arange(44)), "not strings"),

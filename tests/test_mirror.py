@@ -6,6 +6,8 @@ from helpers import run_here
 from PIL import Image, ImageOps
 
 from captioning.captions import read_captions, read_split_lists
+from captioning.images import load_image
+from data.mirror import mirror, mirror_id
 from data.sample import write_sample
 
 
@@ -45,6 +47,22 @@ def test_the_training_photos_alone_have_a_mirror_image(folders):
             ):
                 expected = np.asarray(ImageOps.mirror(ImageOps.exif_transpose(photo)), float)
                 assert np.abs(np.asarray(image, float) - expected).mean() < 3
+
+
+def test_a_mirror_image_is_of_what_the_captioner_sees(tmp_path):
+    """What is transparent is white, and 16-bit grey is not clipped."""
+    clear = np.zeros((40, 60, 4), np.uint8)
+    clear[:, :20] = (200, 0, 0, 255)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    Image.fromarray(np.tile(np.arange(60, dtype=np.uint16) * 1000, (40, 1))).save(
+        tmp_path / "deep.png"
+    )
+    for name in ("clear.png", "deep.png"):
+        assert mirror(tmp_path, tmp_path / "new", name) == ""
+        image = load_image(tmp_path / "new" / mirror_id(name)).astype(float)
+        expected = load_image(tmp_path / name)[:, ::-1].astype(float)
+        assert np.abs(image - expected).mean() < 3
+        assert expected.std() > 50
 
 
 def test_captions_change_sides(folders):

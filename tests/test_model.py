@@ -146,5 +146,5 @@ def test_what_another_program_wrote_is_refused(tmp_path):
     captioner.save(path)
     with h5py.File(path, "r+") as file:
         file["captioner"].attrs["format_version"] = 99
-    with pytest.raises(InputError, match="format 99, not 5"):
+    with pytest.raises(InputError, match="format 99, not 6"):
         Captioner.load(path)

@@ -1,15 +1,17 @@
-"""A beam is put into the order of what people said of similar photos."""
+"""What people said of similar photos puts a beam into another order."""
 
 import json
 
 import numpy as np
 import pytest
 from helpers import CONFIG, CONFIGS, random_features, run_here, untrained
+from sklearn.kernel_ridge import KernelRidge
 
-from captioning.captions import END, PADDING, UNKNOWN
-from captioning.cider import CiderD, cider_d
+from captioning.beams import NEIGHBOURS_BEAM, WEIGHT, to_captions
+from captioning.captions import END, PADDING, SPECIAL_TOKENS, UNKNOWN, Vocabulary
+from captioning.cider import CIDER_SIGMA, CiderD
 from captioning.files import InputError
-from captioning.neighbours import MOST_CAPTIONS, NEAREST, Neighbours, without_padding
+from captioning.neighbours import NEAREST, RIDGE, Neighbours, to_vectors
 from model import Captioner
 
 
@@ -33,28 +35,45 @@ def padded(captions: list[list[int]], width: int = 12) -> np.ndarray:
     return rows
 
 
-def test_cider_d_by_what_is_stored_is_that_of_the_captions_themselves():
-    captions = some_captions(30)
-    said = [ids for lines in some_captions(8, words=20).values() for ids in lines]
-    said += [[4, 4, 4, 5], captions[3][0]]  # a word too often; a reference itself
-    # Two n-grams that differ in their first word alone, and words with a high id.
-    captions[0].append([4, 300, 301, 40302, 5, 300, 301, 40302])
-    neighbours = Neighbours.of(random_features(30), captions)
-    said += [captions[0][-1], captions[0][-1][1:]]
-    lines = [[[str(i) for i in ids] for ids in each] for each in captions.values()]
-    scorer = CiderD(lines)
-    highest = 0
-    for photo in range(5):
-        expected = [scorer.score(photo, [str(i) for i in ids]) for ids in said]
-        kept = filter(None, without_padding(neighbours.captions[photo]))
-        references = [neighbours.tf_idf.weigh(ids) for ids in kept]
-        found = [cider_d(neighbours.tf_idf.weigh(ids), references) for ids in said]
-        np.testing.assert_allclose(found, expected, atol=1e-9)
-        highest = max(highest, *expected)
-    assert highest > 1
+def test_shares_are_those_of_kernel_ridge_regression():
+    neighbours = Neighbours.of(random_features(50), some_captions(50))
+    training = neighbours.vectors.astype(float)  # (50, A)
+    kernel = KernelRidge(alpha=RIDGE, kernel="precomputed")
+    kernel.fit(np.exp(training @ training.T - 1) + 1, np.eye(50))
+    for vector in to_vectors(random_features(4, seed=1), neighbours.mean, neighbours.axes):
+        photos, shares = neighbours.regress(vector)
+        expected = kernel.predict(np.exp(training @ vector - 1)[None] + 1)[0]
+        np.testing.assert_allclose(shares, expected[photos], atol=1e-4)
+        assert shares.sum() == pytest.approx(1, abs=0.1)
 
 
-def test_what_was_said_of_similar_photos_comes_first():
+def test_the_expected_cider_d_is_the_mean_with_these_shares():
+    """Of captions as long as is expected, CIDEr-D with each photo's captions; no word is twice."""
+    captions = {photo: [[4 + photo % 7, 12, 13], [4 + photo % 5, 14, 15]] for photo in range(40)}
+    neighbours = Neighbours.of(random_features(40), captions)
+    scorer = CiderD([*captions.values()])
+    said = [[4, 12, 13], [5, 14, 15], [4, 14, 13], [15, 12, 99]]
+    features = random_features(3, seed=1)
+    found = neighbours.expected_cider(features, padded(said)[None].repeat(3, axis=0))  # (3, 4)
+    assert found.max() > 1
+    vectors = to_vectors(features, neighbours.mean, neighbours.axes)
+    for vector, row in zip(vectors, found, strict=True):
+        photos, shares = neighbours.regress(vector)
+        near = np.exp(-((2 - 2 * shares.sum()) ** 2) / (2 * CIDER_SIGMA**2))
+        each = [[scorer.score(photo, ids) for photo in photos] for ids in said]
+        np.testing.assert_allclose(row, near * (np.array(each) @ shares), rtol=2e-3, atol=1e-3)
+
+
+def test_a_length_that_people_do_not_have_counts_less():
+    captions = {photo: [[4, 5, 6], [4, 5, 6, 7, 8]] for photo in range(9)}
+    captions[9] = [[9]]  # or each n-gram would be of all photos, and weigh nothing
+    neighbours = Neighbours.of(random_features(10), captions)
+    said = padded([[4, 5, 6], [4, 5, 6] + [9] * 8])
+    short, long = neighbours.expected_cider(random_features(1, seed=1), said[None])[0]
+    assert 0 < long < short / 2
+
+
+def test_what_was_said_of_similar_photos_is_expected():
     """Two kinds of photos; of each, people say one thing."""
     kinds = np.repeat(np.eye(2, 16, dtype=np.float32), 6, axis=0)  # (12, 16)
     features = 10 * kinds + np.random.default_rng(0).normal(size=(12, 16)).astype(np.float32)
@@ -62,30 +81,42 @@ def test_what_was_said_of_similar_photos_comes_first():
     neighbours = Neighbours.of(features, {row: [dog if row < 6 else cat] for row in range(12)})
     tokens = padded([cat, dog, [10]])[None].repeat(2, axis=0)  # (2, 3, 12)
     new = np.stack([10 * kinds[0], 10 * kinds[-1]])
-    order = neighbours.rank(new, tokens, np.full((2, 3), -1.0))
-    assert order[:, 0].tolist() == [1, 0]
-    # Where nobody said any of it, the order stays that of the log-probability.
-    others = padded([[10], [11], [12]])[None].repeat(2, axis=0)
-    order = neighbours.rank(new, others, np.array([[-3.0, -1, -2], [-1, -2, -3]]))
-    assert order.tolist() == [[1, 2, 0], [0, 1, 2]]
-    # A caption that is improbable enough stays behind.
-    scores = np.array([[-1.0, -100, -1], [-100, -1, -1]])
-    assert neighbours.rank(new, tokens, scores)[:, -1].tolist() == [1, 0]
+    cats, dogs, others = neighbours.expected_cider(new, tokens).T
+    assert dogs[0] > 5 * cats[0] and cats[1] > 2 * dogs[1] and not others.any()
+
+
+def test_the_order_is_by_what_is_expected_and_by_probability():
+    vocabulary = Vocabulary([*SPECIAL_TOKENS, "dog", "cat", "cow"])
+    tokens = padded([[4], [5], [6]], 3)[None]  # (1, 3, 3)
+
+    class Made:
+        expected_cider = staticmethod(lambda features, tokens: np.array([[0.1, 0.5, 0.4]]))
+
+    def order(*scores):
+        found = to_captions(tokens, np.array([scores]), vocabulary, 1, None, Made)[0]
+        expected = dict(zip(("dog", "cat", "cow"), (0.1, 0.5, 0.4), strict=True))
+        assert all(caption.expected_cider == expected[caption.text] for caption in found)
+        return [caption.text for caption in found]
+
+    assert order(-2, -2, -2) == ["cat", "cow", "dog"]
+    # Two tokens each, END among them: what counts is half of the log-probability.
+    assert order(-2, -2, -2 + 2 * 0.11 / WEIGHT) == ["cow", "cat", "dog"]
+    assert order(-2, -2, -2 + 2 * 0.09 / WEIGHT) == ["cat", "cow", "dog"]
+    assert order(-2, -np.inf, -2) == ["cow", "dog"]  # there is no such caption
 
 
 def test_few_photos_constant_features_and_words_beyond_its_keys():
-    features = np.zeros((3, 8), np.float32)
-    features[:, 0] = range(3)
-    neighbours = Neighbours.of(features, {0: [[4]], 2: [[2**16, 2**16 - 1]]})
+    features = np.zeros((4, 8), np.float32)
+    features[:, 0] = range(4)
+    lines = {0: [[4]], 2: [[2**16, 2**16 - 1]], 3: [[2**17, 2**16 - 1]]}
+    neighbours = Neighbours.of(features, lines)
     assert neighbours.check() is neighbours
-    assert NEAREST > len(neighbours.vectors) == 2
-    assert neighbours.captions[1].tolist() == [[UNKNOWN, 2**16 - 1]]
-    many = Neighbours.of(features, {0: [[4]] * 1000})
-    assert many.captions.shape[1] == MOST_CAPTIONS
-    order = neighbours.rank(features[:1], padded([[5], [4]])[None], np.zeros((1, 2)))
-    assert order.tolist() == [[1, 0]]
-    rare = neighbours.rank(features[2:], padded([[5], [2**17 + 4]])[None], np.zeros((1, 2)))
-    assert rare.tolist() == [[1, 0]]  # of the rarest words all are alike
+    assert NEAREST > len(neighbours.vectors) == 3
+    pair = [UNKNOWN, 2**16 - 1, PADDING, PADDING]
+    assert pair in neighbours.grams.tolist()  # of the rarest words all are alike
+    said = padded([[2**18, 2**16 - 1], [5], [2**16 - 1]])
+    rare, none, known = neighbours.expected_cider(features[3:], said[None])[0]
+    assert rare > known > none == 0
 
 
 @pytest.mark.parametrize("config", [CONFIG, CONFIGS["updown"]], ids=["pooled", "grid"])
@@ -97,17 +128,21 @@ def test_a_captioner_s_beam_is_in_that_order(config, tmp_path):
     for name, array in captioner.neighbours.arrays().items():
         np.testing.assert_array_equal(getattr(loaded.neighbours, name), array)
     found = loaded.decode(features, 6)
-    loaded.neighbours = None
+    assert len(loaded.decode(features)[0]) == loaded.beam_size == NEIGHBOURS_BEAM
+    loaded.forget_neighbours()
     plain = loaded.decode(features, 6)
-    assert [sorted(beam) for beam in found] == [sorted(beam) for beam in plain]
-    assert found != plain
-    ids = np.array([padded([loaded.vocabulary.encode(c)[1:-1] for c, _ in b]) for b in plain])
-    lengths = [[len(c.split()) + 1 for c, _ in beam] for beam in plain]
-    lengths = np.minimum(lengths, config.max_length)  # there no END follows
-    scores = np.array([[s for _, s in beam] for beam in plain]) / lengths**0.8
-    order = captioner.neighbours.rank(features, ids, scores)
-    expected = [[b[i] for i in row] for b, row in zip(plain, order, strict=True)]
-    assert found == expected
+    assert len(loaded.decode(features)[0]) == 1
+    assert plain[0][0].expected_cider is None
+    unranked = [[c._replace(expected_cider=None) for c in beam] for beam in found]
+    assert [sorted(beam) for beam in unranked] == [sorted(beam) for beam in plain]
+    assert unranked != plain
+    ids = np.array([padded([loaded.vocabulary.encode(c.text)[1:-1] for c in b]) for b in found])
+    expected = captioner.neighbours.expected_cider(features, ids)
+    np.testing.assert_allclose([[c.expected_cider for c in beam] for beam in found], expected)
+    # At the longest no END follows.
+    lengths = [[min(len(c.text.split()) + 1, config.max_length) for c in beam] for beam in found]
+    scores = np.array([[c.log_probability for c in beam] for beam in found])
+    assert (np.diff(expected + WEIGHT * scores / np.power(lengths, 0.8)) <= 0).all()
     other = untrained(CONFIG)
     other.neighbours = Neighbours.of(random_features(9)[:, 1:], some_captions(9))
     other.save(tmp_path / "other.h5")

@@ -13,6 +13,7 @@ import pytest
 from helpers import files_up_to, run_here
 
 import captioning.images
+from captioning.beams import Caption
 from captioning.cli import INCLUDED
 from captioning.files import InputError
 from captioning.outputs import FORMATS, OutputFile, Stream
@@ -23,9 +24,10 @@ PHOTOS = [*map(Path, (*NAMES, "other/x.jpg", os.fsdecode(b"\xff.jpg")))]
 SETTINGS = {"model_path": "m.h5", "beam_size": "2"}
 
 
-def beam(photo: Path, num_captions: int) -> list[tuple[str, float]]:
+def beam(photo: Path, num_captions: int) -> list[Caption]:
     """Captions that tell photos apart, as many as are asked for; a .png has only one."""
-    captions = [(f"a dog 's ball, {len(str(photo))}", -1.5), ("größe", -2.25)]
+    captions = [Caption(f"a dog 's ball, {len(str(photo))}", -1.5, 0.1, 0.25)]
+    captions.append(Caption("größe", -2.25, None, 0.125))
     return captions[: 1 if photo.suffix == ".png" else num_captions]
 
 
@@ -75,8 +77,14 @@ def test_rows_are_read_back_by_other_parsers_and_a_file_holds_the_same(
 
     # Of a name in another encoding, a line of tsv has the bytes, and all others are valid UTF-8.
     found = READERS[form](content.decode(errors="surrogateescape" if form == "tsv" else "strict"))
-    rows = [(NAMED.get(form, str)(p), *line) for p in PHOTOS for line in beam(p, count)]
-    assert [[*map(str, row)] for row in found] == [[*map(str, row[: 1 + count])] for row in rows]
+    rows = [
+        [NAMED.get(form, str)(photo), c.text]
+        + [str(c.log_probability)] * (count > 1)
+        + [str(c.confidence)] * (form in ("jsonl", "csv"))
+        for photo in PHOTOS
+        for c in beam(photo, count)
+    ]
+    assert [[*map(str, row)] for row in found] == rows
 
 
 @pytest.mark.parametrize("num_captions", [1, 2])
@@ -130,7 +138,7 @@ def test_memory_does_not_grow_with_the_captions(form, tmp_path):
     output.open({photo: photo.name for photo in photos})
     tracemalloc.start()
     for photo in photos:
-        output.write(photo, [("word " * 20_000, -1.0)])
+        output.write(photo, [Caption("word " * 20_000, -1.0)])
     output.close()
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

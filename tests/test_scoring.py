@@ -27,12 +27,6 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="Java is no
 
 
 @pytest.fixture
-def no_java(monkeypatch):
-    """No METEOR, which takes seconds to start."""
-    monkeypatch.setattr(shutil, "which", lambda name: None)
-
-
-@pytest.fixture
 def scorer(no_java):
     return Scorer()
 
@@ -211,7 +205,7 @@ def test_evaluate_refuses_what_cannot_be_compared(small, demo, tmp_path):
         ({"splits": text["splits"] | {"dev": []}}, {}, demos, "the dev split is empty"),
         ({}, {"encoder": "vgg16"}, demos, "the features are of vgg16"),
         ({}, {"image_ids": ["x"] * 60}, demos, "has no features"),
-        ({}, {}, ours, "--features layers"),
+        ({}, {}, ours, "--features grid"),
     ):
         joblib.dump(text | change_text, tmp_path / "data" / "captions.pkl")
         joblib.dump(features | change_features, tmp_path / "data" / "features.pkl")

@@ -89,9 +89,10 @@ def test_the_command_captions_and_draws_as_the_library_does(demo, captioner, tmp
     assert "3 captioned, 1 skipped" in done.stderr
     beams = captioner.decode(captioner.encoder.encode(np.stack([*map(load_image, photos)])), 3)
     each = zip(photos, beams, strict=True)
-    expected = {(str(photo), text): score for photo, beam in each for text, score in beam}
+    expected = {(str(photo), c.text): c.log_probability for photo, beam in each for c in beam}
     found = [list(json.loads(line).values()) for line in done.stdout.splitlines()]
-    assert {(path, text): score for path, text, score in found} == pytest.approx(expected, abs=1e-3)
+    scores = {(path, text): score for path, text, score, _ in found}
+    assert scores == pytest.approx(expected, abs=1e-3)
     assert len(found) == 9
     assert all(shows(tmp_path / "new" / "figure.png", photo) for photo in photos)
     for image in (photos[0], str(photos[0]), Image.open(photos[0]), load_image(photos[0])):

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from helpers import ROOT, run_script
 
-SCRIPTS = ["preprocess", "train", "finetune", "ensemble", "generate_caption", "evaluate", "app"]
+SCRIPTS = ["preprocess", "train", "finetune", "ensemble", "calibrate"]
+SCRIPTS += ["generate_caption", "evaluate", "app"]
 LIBRARY = sorted((ROOT / "captioning").glob("*.py"))
 FOLDERS = ("captioning", "data", "docs", "models", "benchmarks")
 CODE = [path for folder in (ROOT, *map(ROOT.joinpath, FOLDERS)) for path in folder.glob("*.py")]
@@ -57,6 +58,7 @@ for script in {SCRIPTS}:
     assert len(shown) == len(SCRIPTS)
     for text in shown:
         assert "(default: " in text
+        assert "option_strings" not in text  # of a % that argparse has taken for its own
 
 
 def test_no_function_and_no_file_is_too_long():

@@ -21,7 +21,7 @@ from helpers import (
 
 from captioning.captions import PADDING, UNKNOWN
 from captioning.cli import INCLUDED
-from captioning.encoders import LITE0_WEIGHTS
+from captioning.lite import LITES, weights_file
 from data.sample import COLOURS, SHAPES, write_sample
 from ensemble import ensemble
 from model import Captioner, build_decoder
@@ -140,7 +140,7 @@ def test_your_own_data_as_the_readme_says(tmp_path):
     mine = tmp_path / "data" / "mine"
     shutil.copytree(ROOT / "captioning", tmp_path / "captioning")
     (tmp_path / "models").mkdir()
-    for path in (*ROOT.glob("*.py"), LITE0_WEIGHTS, INCLUDED):
+    for path in (*ROOT.glob("*.py"), *map(weights_file, LITES), INCLUDED):
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     write_sample(mine, scenes=40, seed=4)
     (mine / "captions.txt").rename(mine / "captions.csv")
