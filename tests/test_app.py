@@ -150,7 +150,7 @@ def test_several_programs_at_once_get_each_its_own(page, said):
     names = list(said) * 3
     with ThreadPoolExecutor(6) as pool:
         photos = pool.map(lambda name: uploaded(page, (EXAMPLES / name).read_bytes()), names)
-        answers = list(pool.map(lambda photo: ask(page, photo, 3, 2), photos))
+        answers = list(pool.map(lambda photo: ask(page, photo, 10, 2), photos))
     for name, (event, data) in zip(names, answers, strict=True):
         assert event == "complete"
         best, _ = data[0]["captions"]
