@@ -51,9 +51,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_decoding_options(parser)
     why = "the N best of the beam (N <= K), each with the logarithm of its probability"
     add("--num_captions", type=count, default=1, metavar="N", help=why)
-    why = (
-        "skip photos of whose caption it is less sure: of captions with a confidence of 0.6, 60 %% "
-    )
+    why = "skip photos of whose caption it is less sure: of all with a confidence of 0.6, 60 %% "
     why += f"agree well with people's (CIDEr of {GOOD} or more)"
     add("--min_confidence", type=cli.fraction, metavar="P", help=why)
     why = "draw the photos with their captions"
@@ -199,12 +197,12 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
     from model import Captioner
 
     captioner = Captioner.load(args.model_path, args.weights)
-    had_neighbours = captioner.neighbours is not None
+    calibrated = captioner.calibration is not None
     if args.no_neighbours:
         captioner.forget_neighbours()
     if args.min_confidence is not None and captioner.calibration is None:
         fix = f"Calibrate {args.model_path}: python calibrate.py {args.model_path}"
-        fix = "Leave out --no_neighbours" if args.no_neighbours and had_neighbours else fix
+        fix = "Leave out --no_neighbours" if calibrated else fix
         raise InputError(f"--min_confidence: no confidence is known. {fix}")
     size = args.beam_size or max(captioner.beam_size, args.num_captions)
     load = partial(try_load_image, size=captioner.config.photo_size)

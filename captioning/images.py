@@ -34,15 +34,24 @@ def load_image(path: str | Path, size: int = IMAGE_SIZE) -> np.ndarray:
     Of several frames the first. Takes 1 GB at most, for the largest that is read. Raises
     InputError if the file is missing, not a regular file, or not an image that can be read.
     """
+    # A large JPEG is decoded at a half, a quarter or an eighth, with twice the size left.
+    return read_image(path, lambda image, name: image_to_pixels(image, size, name), 2 * size)
+
+
+def read_image(path: str | Path, use: Callable, least: int | None = None):
+    """What `use` makes of an open image and its name; at `least` so many pixels a side are needed.
+
+    Raises InputError as `load_image` does.
+    """
     name = one_line(path)
     if not is_file(path):
         raise InputError(f"{name}: no such image file")
     with contextlib.ExitStack() as stack:
         with _decoding(name):
             image = stack.enter_context(Image.open(path, formats=FORMATS))
-            # A large JPEG is decoded at a half, a quarter or an eighth, with twice the size left.
-            image.draft(None, (2 * size, 2 * size))
-        return image_to_pixels(image, size, name)
+            if least:
+                image.draft(None, (least, least))
+        return use(image, name)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 from pathlib import Path
 
 import h5py
@@ -19,7 +18,7 @@ import numpy as np
 
 from captioning.confidence import Calibration
 from captioning.files import InputError, atomic_path, is_file, one_line
-from captioning.neighbours import Neighbours
+from captioning.neighbours import TYPES, Neighbours
 
 FORMAT_VERSION = 6  # of the group below
 READABLE = (3, 4, 5, 6)  # 3 has no hashes of training photos
@@ -146,8 +145,7 @@ def read_description(file: h5py.File) -> tuple[list[str], dict, dict]:
     if found.exists(b"neighbours"):
         if version < FORMAT_VERSION:
             raise ValueError("its neighbours are of an earlier form: run ensemble.py again")
-        names = [known.name for known in fields(Neighbours)]
-        arrays = (_plain_dataset(file, f"{GROUP}/neighbours/{name}")[:] for name in names)
+        arrays = (_plain_dataset(file, f"{GROUP}/neighbours/{name}")[:] for name in TYPES)
         extras["neighbours"] = Neighbours(*arrays).check()
     if found.exists(b"calibration"):
         numbers = _plain_dataset(file, f"{GROUP}/calibration")

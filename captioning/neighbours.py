@@ -8,7 +8,7 @@ others, and may count against it. TensorFlow is not needed.
 
 import functools
 from collections import Counter
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,7 +20,7 @@ AXES = 256  # floats of a photo's vector
 NEAREST = 800  # photos in a regression; fewer would do for the order, but not for confidence
 RIDGE = 0.3  # added to a photo's similarity to itself, which is 2
 MOST_GRAMS = 2**15  # n-grams that are stored, the most frequent ones
-TYPES = {
+TYPES = {  # of the arrays below, in their order
     "mean": "float32",
     "axes": "float16",
     "vectors": "float16",
@@ -84,7 +84,7 @@ class Neighbours:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays, by name."""
-        return {known.name: getattr(self, known.name) for known in fields(self)}
+        return {name: getattr(self, name) for name in TYPES}
 
     def check(self) -> "Neighbours":
         """Itself, if the arrays are of one whole; raises ValueError otherwise: files may lie."""

@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
@@ -31,8 +31,8 @@ from captioning.captions import (
     read_captions,
     read_split_lists,
 )
-from captioning.files import InputError, atomic_path, one_line
-from captioning.images import FORMATS, try_load_image, upright
+from captioning.files import InputError, atomic_path
+from captioning.images import read_image, upright
 
 FOLDER = "mirrored"
 SIDES = {"left": "right", "right": "left"}
@@ -87,17 +87,16 @@ def mirror_id(image_id: str) -> str:
 
 def mirror(images_dir: Path, target: Path, image_id: str) -> str:
     """Write a photo's mirror image; returns what is wrong with the photo, "" if nothing is."""
-    photo, place = images_dir / image_id, target / mirror_id(image_id)
-    _, error = try_load_image(photo)
-    if error:
-        return error
+    try:
+        turned = read_image(
+            images_dir / image_id, lambda image, name: upright(image, name, ImageOps.mirror)
+        )
+    except InputError as error:
+        return str(error)
+    place = target / mirror_id(image_id)
     place.parent.mkdir(parents=True, exist_ok=True)
-    with Image.open(photo, formats=FORMATS) as image, atomic_path(place) as path:
-
-        def save(rgb: Image.Image) -> None:
-            ImageOps.mirror(rgb).save(path, "JPEG", quality=QUALITY, subsampling=0)
-
-        upright(image, one_line(photo), save)
+    with atomic_path(place) as path:
+        turned.save(path, "JPEG", quality=QUALITY, subsampling=0)
     return ""
 
 

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Makes models/flickr8k_seedN.ranked.h5 from Flickr8k (python data/download.py), in less than an hour on two cores:
+# Makes models/flickr8k_seedN.ranked.h5 from Flickr8k (python data/download.py), in about an hour:
 #   sh models/make_captioner.sh [N]
 # With N = 0 that is models/flickr8k_captioner.h5, but for differences between machines.
 # A step that was stopped continues when the same command is given again, but for the last two, which take a minute.
@@ -13,7 +13,7 @@ python data/mirror.py --dataset_dir data/flickr8k --output_dir data/flickr8k_mir
 python preprocess.py $encoder --dataset_dir data/flickr8k --output_dir data/grid --min_word_count 5
 python preprocess.py $encoder --dataset_dir data/flickr8k_mirrored --output_dir data/mirrored --min_word_count 10
 
-# Each photo and its mirror image are seen four times; an epoch takes ten minutes on one core.
+# Each photo and its mirror image are seen four times; an epoch takes twelve minutes on one core.
 python train.py --decoder updown --units 512 --epochs 4 --keep last --learning_rate 1e-3 --weight_decay 0.05 \
   --seed "$seed" --data_dir data/mirrored --model_path "$run.h5" --resume
 python ensemble.py "$run.h5" --neighbours data/grid --model_path "$run.ranked.h5" --overwrite
