@@ -31,14 +31,14 @@ DEMO := demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
 	@touch $@ .venv/installed
 
-.venv/installed-dev: requirements-dev.txt requirements-app.txt requirements.txt | .venv/bin/python
+.venv/installed-dev: requirements-dev.txt requirements-app.txt requirements-export.txt requirements.txt | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed-app .venv/installed
 
 demo: .venv/installed
 	@echo "Photos, by the captioner that is included (Flickr8k: people and dogs outdoors):"
 	@$(BIN)/python generate_caption.py --image_path data/examples \
-		--model_path models/flickr8k_captioner.h5 --save_figure $(DEMO)/examples.png
+		--model_path models/flickr8k_captioner.onnx --save_figure $(DEMO)/examples.png
 	@echo
 	@echo "Training from scratch, on scenes drawn for it:"
 	$(BIN)/python data/sample.py --output_dir $(DEMO)/dataset
@@ -74,7 +74,7 @@ bench: .venv/installed .venv/torch/installed
 SHOWN := cold_water donna grand_canyon_2 camera spiff skagen
 pictures: .venv/installed-dev
 	$(BIN)/python generate_caption.py --image_path $(SHOWN:%=data/examples/%.jpg) \
-		--model_path models/flickr8k_captioner.h5 --save_figure docs/captions.png
+		--model_path models/flickr8k_captioner.onnx --save_figure docs/captions.png
 	rm -f docs/app.png
 	PICTURE=docs/app.png $(BIN)/python -m pytest tests/test_browser.py -k nobody_else_is_asked
 	test -s docs/app.png

@@ -8,7 +8,6 @@ The page is for this machine alone until --host says otherwise. It makes no outb
 and deletes what was uploaded after half an hour, or when it is stopped (Ctrl-C)."""
 
 import html
-import importlib.util
 import math
 import os
 import signal
@@ -28,7 +27,7 @@ from captioning.confidence import GOOD
 from captioning.files import ROOT, InputError, one_line
 from captioning.images import load_image
 
-MAX_BEAM = 10  # every beam size is compiled once and kept, so their number is bounded
+MAX_BEAM = 10  # so that nobody asks for work without end
 MAX_FILE = "20mb"  # of an upload; the pixels are bounded by load_image
 MAX_WAITING = 50  # requests in the queue; the next one is told to come back later
 MAX_SESSIONS = 100  # that Gradio keeps something of; nothing that the page needs
@@ -47,12 +46,15 @@ def main() -> None:
     parser.add_argument("--host", default="127.0.0.1", help=why)
     parser.add_argument("--port", type=PORT, default=7860, help="port to listen on")
     args = parser.parse_args()
-    if importlib.util.find_spec("gradio") is None:
-        raise InputError("the page needs Gradio: pip install -r requirements-app.txt")
-    cli.load_tensorflow()
-    from model import Captioner
+    cli.need("the page", "-r requirements-app.txt", "gradio")
+    path = args.model_path or cli.default_model()
+    if path.suffix == ".onnx":
+        from captioning.onnx_captioner import OnnxCaptioner as Captioner
+    else:
+        cli.load_tensorflow()
+        from model import Captioner
 
-    captioner = Captioner.load(args.model_path or cli.default_model(), args.weights)
+    captioner = Captioner.load(path, args.weights)
     captioner.caption(np.zeros((224, 224, 3), np.uint8))  # here the CNN's weights may be downloaded
     stay_local(args.host)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a stopped service tidies up, too
@@ -154,7 +156,7 @@ def build_page(captioner):
         return [*of_captions(description), looks(description, pixels)]
 
     # Without preprocess=False, Gradio would open the file in any format that Pillow knows, and show
-    # its path when it is no image. One request at a time: TensorFlow takes all cores.
+    # its path when it is no image. One request at a time: each takes all cores.
     options = {"preprocess": False, "concurrency_limit": 1, "concurrency_id": "captioner"}
     with gr.Blocks(title="Photo captions", delete_cache=DELETE_CACHE) as page:
         with gr.Row():
@@ -182,9 +184,7 @@ def build_page(captioner):
 
 def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -> dict:
     """Captions and words of one photo, (S, S, 3) uint8, with probabilities, for JSON."""
-    features = captioner.encoder.encode(pixels[None])  # (1, *features_shape)
-    beam = captioner.decode(features, beam_size)[0][:num_captions]
-    words, probabilities, weights = captioner.explain(features, beam[0].text)
+    beam, words, probabilities, weights = captioner.explain(pixels, beam_size)
     pairs = zip(words, probabilities.tolist(), strict=True)
     entries = [{"word": word, "probability": probability} for word, probability in pairs]
     if weights is not None:
@@ -192,7 +192,7 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
         for entry, cells in zip(entries, weights, strict=True):
             entry["attention"] = cells.reshape(side, side).round(4).tolist()
     captions = []
-    for caption in beam:
+    for caption in beam[:num_captions]:
         score = caption.log_probability
         length = min(len(caption.text.split()) + 1, captioner.config.max_length)  # with its <end>
         ranking = score / length**LENGTH_PENALTY + (caption.expected_cider or 0) / WEIGHT

@@ -44,7 +44,7 @@ def main() -> None:
     from captioning.model_file import write_calibration
     from model import Captioner
 
-    captioner = Captioner.load(args.model)
+    captioner = Captioner.load_h5(args.model)
     captioner.check_features(features)
     captioner.calibration = None
     pairs = caption_rows("dev", text, features)

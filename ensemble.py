@@ -41,7 +41,7 @@ def main() -> None:
     cli.load_tensorflow()
     from model import Captioner
 
-    captioners = [Captioner.load(path) for path in args.members]
+    captioners = [Captioner.load_h5(path) for path in args.members]
     for path, captioner in zip(args.members, captioners, strict=True):
         check(path, captioner, captioners[0], args.members[0])
     whole = ensemble(captioners)

@@ -57,7 +57,7 @@ def parse_arguments():
 def main() -> None:
     """Caption the split, score all rows, write the results."""
     args = parse_arguments()
-    model_path = args.model_path or cli.default_model()
+    model_path = args.model_path or cli.default_model(cli.INCLUDED_H5)
     check_writable(args.output_dir / "scores.json")
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
     if not text["splits"][args.split]:
@@ -69,7 +69,7 @@ def main() -> None:
     from captioning.training import loss_per_token
     from model import Captioner
 
-    captioner = Captioner.load(model_path)
+    captioner = Captioner.load_h5(model_path)
     captioner.check_features(features)
     if args.no_neighbours:
         captioner.forget_neighbours()

@@ -44,7 +44,7 @@ def main() -> None:
     from captioning.training import Options, dev_examples
     from model import Captioner
 
-    start = Captioner.load(args.model)
+    start = Captioner.load_h5(args.model)
     if start.config.members > 1:
         raise InputError(
             f"{args.model} is an ensemble. Fine-tune its members, then put those together."

@@ -117,6 +117,7 @@ def check_targets(args, photos: dict[Path, str]) -> None:
         if target and os.path.realpath(target) in real:
             raise InputError(f"--{option} {one_line(target)} is one of the photos: name another.")
     if args.save_figure:
+        cli.need("--save_figure", "matplotlib", "matplotlib")
         check_writable(args.save_figure)
     if sys.stdout is None and not (args.output or args.sidecar):
         raise InputError("stdout is closed: give --output FILE, or --sidecar.")
@@ -193,8 +194,11 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
 
     Raises InputError if a confidence is asked for that the captioner does not know.
     """
-    cli.load_tensorflow()
-    from model import Captioner
+    if args.model_path.suffix == ".onnx":
+        from captioning.onnx_captioner import OnnxCaptioner as Captioner
+    else:
+        cli.load_tensorflow()
+        from model import Captioner
 
     captioner = Captioner.load(args.model_path, args.weights)
     calibrated = captioner.calibration is not None
@@ -216,8 +220,8 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
                 else:
                     batch[photo] = pixels
             if batch:
-                features = captioner.encoder.encode(np.stack([*batch.values()]))  # (B, …)
-                beams = captioner.decode(features, size, args.length_penalty)
+                pixels = np.stack([*batch.values()])  # (B, S, S, 3)
+                beams = captioner.decode_photos(pixels, size, args.length_penalty)
                 for photo, beam in zip(batch, beams, strict=True):
                     if is_sure(photo, beam[0].confidence, args.min_confidence):
                         yield photo, beam

@@ -2,7 +2,7 @@
 
 import functools
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 try:
@@ -21,17 +21,17 @@ except ImportError as error:  # of a backend, perhaps, that another project has 
 import numpy as np
 import tensorflow as tf
 from keras import layers
-from PIL import Image
 
-from captioning.beams import NEIGHBOURS_BEAM, Caption, to_captions
-from captioning.captions import LENGTH_PENALTY, MAX_CAPTION_WORDS, Vocabulary
+from captioning.beams import Beams, Caption
+from captioning.captioner import BaseCaptioner, described
+from captioning.captions import LENGTH_PENALTY, Vocabulary
 from captioning.confidence import Calibration
+from captioning.config import CaptionerConfig
 from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import beam_search
-from captioning.encoders import ENCODERS, GRID_CELLS, Encoder
+from captioning.encoders import Encoder
 from captioning.features import finite
 from captioning.files import InputError
-from captioning.images import array_to_pixels, image_to_pixels, load_image
 from captioning.model_file import (
     EXTRAS,
     not_a_captioner,
@@ -83,85 +83,30 @@ class MergeDecoder(LSTMDecoder):
 
 # What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
 DECODERS = {"merge": MergeDecoder, "updown": UpDownDecoder}
-# Upper bounds for the sizes read from a file: beyond them is a mistake or an attack.
-LIMITS = dict.fromkeys(("feature_size", "vocabulary_size"), 2**20)
-LIMITS |= dict.fromkeys(("embedding_size", "units", "merge_units"), 2**14)
-LIMITS |= {"photo_size": 2**10, "max_length": MAX_CAPTION_WORDS, "members": 2**4}
 DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
 
-@dataclass(frozen=True)
-class CaptionerConfig:
-    """The few numbers that, with the weights and the vocabulary, make a captioner.
+def count_parameters(config: CaptionerConfig) -> int:
+    """The parameters of a network of `config`; none is made."""
 
-    Raises InputError if one is not of its type, or out of its range.
-    """
+    def count() -> int:
+        with keras.StatelessScope(initialize_variables=False):
+            return build_decoder(replace(config, members=1)).network.count_params()
 
-    feature_size: int  # floats per image, or per cell of its grid
-    vocabulary_size: int
-    max_length: int  # words in the longest training caption: decoding stops there
-    encoder: str  # which CNN made the features
-    weights_hash: str  # of that CNN, as `Encoder.weights_hash`
-    features: str = "pooled"  # their kind, as `Encoder.kind`
-    photo_size: int = 224  # pixels, the side that photos are reduced to, as `Encoder.photo_size`
-    embedding_size: int = 256
-    units: int = 256  # of the LSTM
-    merge_units: int = 256  # of the layers where image and words are added
-    dropout: float = 0.5
-    decoder: str = "merge"  # a key of `DECODERS`, which takes such features
-    members: int = 1  # networks of these sizes, whose logits are averaged
-    training: dict = field(default_factory=dict)  # settings and best dev loss, for people to read
-
-    def __post_init__(self):
-        for known in fields(self):
-            kind, value = known.type, getattr(self, known.name)
-            if type(value) is not kind:
-                raise InputError(f"{known.name} is {value!r:.50}, not of type {kind.__name__}")
-        for name, limit in LIMITS.items():
-            if not 1 <= getattr(self, name) <= limit:
-                raise InputError(f"{name} is {getattr(self, name)}, not between 1 and {limit}")
-        if not 0 <= self.dropout < 1:
-            raise InputError(f"dropout is {self.dropout}, not from 0 to below 1")
-        if self.decoder == "attention":
-            raise InputError(
-                "its decoder was removed: python preprocess.py --features grid, then "
-                "python train.py --decoder updown"
-            )
-        kinds = DECODERS[self.decoder].kinds if self.decoder in DECODERS else ()
-        for name, known in (("encoder", ENCODERS), ("decoder", DECODERS), ("features", kinds)):
-            if (value := getattr(self, name)) not in known:
-                raise InputError(f"its {name} is {value!r:.50}, not one of {', '.join(known)}")
-
-    @classmethod
-    def parse(cls, description: dict) -> "CaptionerConfig":
-        """The numbers that a file holds; raises InputError if one is unknown, or is not there."""
-        known = {each.name for each in fields(cls)}
-        needed = {f.name for f in fields(cls) if {f.default, f.default_factory} == {MISSING}}
-        if wrong := (needed - description.keys()) | (description.keys() - known):
-            raise InputError(f"its config lacks, or should not have, {', '.join(sorted(wrong))}")
-        return cls(**description)
-
-    @property
-    def features_shape(self) -> tuple[int, ...]:
-        """Of one image's features: (feature_size,), or (cells, feature_size) of a grid."""
-        return (GRID_CELLS,) * (self.features == "grid") + (self.feature_size,)
-
-    def count_parameters(self) -> int:
-        """The network's parameters; none is made."""
-
-        def count() -> int:
-            with keras.StatelessScope(initialize_variables=False):
-                return build_decoder(replace(self, members=1)).network.count_params()
-
-        # Keras creates the variables that a thread has put off when it builds its next network. So
-        # this thread is one of its own.
-        with ThreadPoolExecutor(1) as pool:
-            return self.members * pool.submit(count).result()
+    # Keras creates the variables that a thread has put off when it builds its next network. So
+    # this thread is one of its own.
+    with ThreadPoolExecutor(1) as pool:
+        return config.members * pool.submit(count).result()
 
 
 def build_decoder(config: CaptionerConfig, log_frequencies=None) -> Decoder | Ensemble:
-    """The network of `config`, untrained; for `log_frequencies` see `Decoder`."""
+    """The network of `config`, untrained; for `log_frequencies` see `Decoder`.
+
+    Raises InputError if there is no such decoder, or it takes no such features.
+    """
+    config.check_choice("decoder", DECODERS)
     decoder = DECODERS[config.decoder]
+    config.check_choice("features", decoder.kinds)
     if config.members == 1:
         return decoder(config, log_frequencies)
     alone, numbers = replace(config, members=1), range(1, config.members + 1)
@@ -169,7 +114,7 @@ def build_decoder(config: CaptionerConfig, log_frequencies=None) -> Decoder | En
 
 
 @dataclass(eq=False)
-class Captioner:
+class Captioner(BaseCaptioner):
     """A trained decoder with its vocabulary: features or photos in, sentences out.
 
     >>> Captioner.load("models/caption_model.h5").caption("x.jpg")  # doctest: +SKIP
@@ -191,40 +136,36 @@ class Captioner:
         write_model(path, network, words, config, extras, half)
 
     @classmethod
-    def load(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
-        """Read what `save` wrote; a file from elsewhere cannot do harm.
+    def load(cls, path: str | Path, weights: str = "imagenet") -> BaseCaptioner:
+        """Read what `save` wrote, or export.py; a file from elsewhere cannot do harm.
 
-        The encoder is built when the first photo comes. Raises InputError if the file is missing
-        or is no captioner.
+        The encoder is built when the first photo comes; an .onnx has its own. Raises InputError if
+        the file is missing or is no captioner.
         """
+        if Path(path).suffix == ".onnx":
+            from captioning.onnx_captioner import OnnxCaptioner
+
+            return OnnxCaptioner.load(path, weights)
+        return cls.load_h5(path, weights)
+
+    @classmethod
+    def load_h5(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
+        """As `load`, but an .h5 alone, for what needs more than captions of photos."""
+        if Path(path).suffix == ".onnx":
+            raise InputError(f"{path} only captions photos: name the .h5 that it was made from.")
         with open_model(path) as file:  # in such a block every fault is the file's
             words, description, extras = read_description(file)
-        neighbours = extras["neighbours"]
         try:
-            vocabulary, config = Vocabulary(words), CaptionerConfig.parse(description)
-            if len(vocabulary) != config.vocabulary_size:
-                raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
-            if neighbours and len(neighbours.mean) != config.feature_size:
-                raise InputError(f"its neighbours' features are of {len(neighbours.mean)} floats")
+            vocabulary, config = described(words, description, extras["neighbours"])
+            parameters = count_parameters(config)
         except InputError as error:
             raise not_a_captioner(path, error) from error
-        parameters = config.count_parameters()
         if 2 * parameters > Path(path).stat().st_size:  # before they are built
             raise not_a_captioner(path, f"too small for its {parameters} parameters")
         decoder = build_decoder(config)
         with open_model(path) as file:
             read_arrays(file, decoder.network)
         return cls(decoder, vocabulary, config, weights, **extras)
-
-    @property
-    def beam_size(self) -> int:
-        """Hypotheses kept where nothing else is said: with neighbours there is to be a choice."""
-        return NEIGHBOURS_BEAM if self.neighbours else 1
-
-    def forget_neighbours(self) -> None:
-        """Rank by probability alone; a confidence that was fitted with neighbours goes as well."""
-        if self.neighbours:
-            self.neighbours = self.calibration = None
 
     def check_features(self, features: dict) -> None:
         """Make sure that the content of features.pkl is what the captioner was trained on.
@@ -268,14 +209,9 @@ class Captioner:
             )
         return encoder
 
-    def caption(self, image, beam_size: int | None = None) -> str:
-        """Caption one image: a path, a PIL image, or an array (H, W[, 1, 3 or 4])."""
-        if isinstance(image, str | Path):
-            pixels = load_image(image, self.config.photo_size)
-        else:
-            read = image_to_pixels if isinstance(image, Image.Image) else array_to_pixels
-            pixels = read(image, self.config.photo_size)
-        return self.caption_features(self.encoder.encode(pixels[None]), beam_size)[0]
+    def search(self, pixels: np.ndarray, beam_size: int, length_penalty: float):
+        features = self.encoder.encode(pixels)  # (B, *config.features_shape)
+        return self.search_features(features, beam_size, length_penalty), features
 
     def caption_features(
         self,
@@ -297,46 +233,30 @@ class Captioner:
         Features are (N, *config.features_shape); for the rest see `decoding.beam_search`. Without
         a size, it is `self.beam_size`. Raises InputError if a feature is NaN or infinite.
         """
-        search = self._searches(self.beam_size if beam_size is None else beam_size)
-        penalty = tf.constant(length_penalty, tf.float32)  # as a tensor: a new value, no new trace
-        known = self.neighbours, self.calibration
-        beams = []
+        size = self.beam_size if beam_size is None else beam_size
+        found = []
         for start in range(0, len(features), DECODING_BATCH):
             batch = finite(features[start : start + DECODING_BATCH])
-            tokens, scores = (each.numpy() for each in search(batch, penalty))  # (B, K, …), (B, K)
-            beams += to_captions(tokens, scores, self.vocabulary, length_penalty, batch, *known)
-        return beams
+            beams = self.search_features(batch, size, length_penalty)
+            found += self.to_captions(beams, batch, length_penalty)
+        return found
+
+    def search_features(self, features: np.ndarray, beam_size: int, length_penalty: float) -> Beams:
+        """What `decoding.beam_search` finds, as arrays: the beams of features (B, …)."""
+        size, penalty = tf.constant(beam_size), tf.constant(length_penalty, tf.float32)
+        found = self._beam_search(features, size, penalty)
+        return Beams(*(None if each is None else each.numpy() for each in found))
 
     @functools.cached_property
-    def _searches(self):
-        """By beam size, a compiled search: TensorFlow warns of one that is traced for each size."""
-        return functools.cache(
-            lambda size: tf.function(functools.partial(self._search, size), reduce_retracing=True)
-        )
+    def _beam_search(self):
+        """Compiled; its scalars are tensors, so that another value of them is no new trace."""
+        return tf.function(self.beam_search, reduce_retracing=True)
 
-    def _search(self, beam_size: int, features, length_penalty):
-        """Features (B, …) and a scalar -> tokens (B, K, max_length) and scores (B, K)."""
-        state = self.decoder.init_state(features)
+    def beam_search(self, features, beam_size, length_penalty) -> Beams:
+        """Tensors: features (B, …) and two scalars -> the beams, in TensorFlow's operations."""
+        decoder, longest = self.decoder, self.config.max_length
+        state = decoder.init_state(features)
         state = tf.nest.map_structure(lambda part: tf.repeat(part, beam_size, axis=0), state)
         count = features.shape[0] or tf.shape(features)[0]  # known until sizes have varied
-        max_length = self.config.max_length
-        return beam_search(self.decoder.step, state, count, beam_size, max_length, length_penalty)
-
-    def explain(
-        self, features: np.ndarray, caption: str
-    ) -> tuple[list[str], np.ndarray, np.ndarray | None]:
-        """How probable each word of a caption was after those before it, and where it looked.
-
-        Features (1, *config.features_shape) and a sentence from `decode` -> the T words, <end>
-        among them where the network produced it; their probabilities (T,), whose product is the
-        caption's; the cells' weights (T, cells), or None without attention.
-        """
-        # Only a caption of max_length words ends without END.
-        ids = np.array([self.vocabulary.encode(caption)[: self.config.max_length + 1]], np.int32)
-        tokens, targets = ids[:, :-1], ids[0, 1:]  # (1, T), (T,)
-        logits = self.decoder.network([features, tokens])  # (1, T, V)
-        probabilities = tf.nn.softmax(logits[0]).numpy()  # (T, V)
-        weights = self.decoder.attention(features, tokens)  # (1, T, cells)
-        words = [self.vocabulary.words[i] for i in targets]
-        weights = None if weights is None else np.asarray(weights[0])
-        return words, probabilities[np.arange(len(targets)), targets], weights
+        sizes = count, beam_size, longest, length_penalty
+        return beam_search(decoder.step, state, *sizes, decoder.attention)

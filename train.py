@@ -71,13 +71,13 @@ def main() -> None:
 
     from captioning.batches import CaptionBatches, caption_rows
     from captioning.training import Options, dev_examples, fit
-    from model import Captioner, build_decoder
+    from model import Captioner, build_decoder, count_parameters
 
     keras.utils.set_random_seed(args.seed)
     options = Options.from_arguments(args)
     record = options.record(args.batch_size, features, text)
     if args.init_from:
-        start = Captioner.load(args.init_from)
+        start = Captioner.load_h5(args.init_from)
         start.check_features(features)
         members = start.config.members
         if members > 1:
@@ -99,7 +99,7 @@ def main() -> None:
     cli.log(
         f"{len(train_pairs)} training captions ({train.tokens} tokens), {len(dev_pairs)} dev "
         f"captions\n{config.decoder} decoder, {config.vocabulary_size} vocabulary entries, "
-        f"{config.count_parameters():,} parameters, features of {config.encoder}"
+        f"{count_parameters(config):,} parameters, features of {config.encoder}"
     )
     if dev is None:
         cli.log("no dev captions: training without validation; the last epoch is kept.")

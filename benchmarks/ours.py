@@ -15,6 +15,7 @@ from captioning import cli
 TURNS = 3
 PASS = 16  # images per pass of the network, as preprocess.py has it
 BARE_IMAGES = {"vgg16": 64, "efficientnet_lite0": 512}
+ONNX_IMAGES = 256
 EXTRACTED_IMAGES = {"vgg16": 256, "efficientnet_lite0": workload.PHOTOS}
 
 
@@ -97,6 +98,27 @@ def extract(folder: Path, name: str) -> None:
     workload.report(ours=ours, bare=ceiling, ratio=ratio)
 
 
+def onnx(folder: Path) -> None:
+    """Images per second from pixels to greedy captions, by both files of the included captioner."""
+    from captioning.images import load_image
+    from captioning.onnx_captioner import OnnxCaptioner
+    from model import Captioner
+
+    captioners = OnnxCaptioner.load(cli.INCLUDED), Captioner.load(cli.INCLUDED_H5)
+    size, paths = captioners[0].config.photo_size, workload.photos(folder)[:ONNX_IMAGES]
+    pixels = np.stack([load_image(path, size) for path in paths])
+
+    def rate(captioner) -> float:
+        batches = np.split(pixels, range(PASS, len(pixels), PASS))
+        return len(pixels) / seconds(lambda: [captioner.decode_photos(b, 1) for b in batches])
+
+    [rate(captioner) for captioner in captioners]  # traced here
+    rates = [[rate(captioner) for captioner in captioners] for _ in range(TURNS)]
+    ratio = statistics.median(onnx / h5 for onnx, h5 in rates)
+    of_onnx, of_h5 = map(statistics.median, zip(*rates, strict=True))
+    workload.report(onnx=of_onnx, h5=of_h5, ratio=ratio)
+
+
 def model(folder: Path) -> None:
     """Write an untrained captioner of EfficientNet-Lite0: one photo takes as long with it."""
     from captioning.encoders import Encoder
@@ -123,4 +145,5 @@ if __name__ == "__main__":
     if task.startswith("extract_"):
         extract(folder, task.removeprefix("extract_"))
     else:
-        {"train": train, "updown": updown, "caption": caption, "model": model}[task](folder)
+        tasks = (train, updown, caption, onnx, model)
+        {each.__name__: each for each in tasks}[task](folder)

@@ -18,11 +18,14 @@ from operator import itemgetter
 from pathlib import Path
 
 import numpy as np
-import workload
+import workload  # from which on the repository can be imported
+
+from captioning import cli
 
 HERE = Path(__file__).resolve().parent
 TURNS = 3
 CLI_TURNS = 5
+PACKAGES = ("tensorflow", "keras", "numpy", "onnxruntime")
 
 
 def measure(script: str, task: str, folder: Path, python: str = sys.executable) -> dict:
@@ -109,17 +112,36 @@ def extraction(folder: Path) -> tuple[list, dict]:
     return rows, figures
 
 
+def onnx(folder: Path) -> tuple[list, dict]:
+    """From pixels to greedy captions by the included captioner: rows, and the ratio of its files'
+    rates."""
+    own = measure("ours", "onnx", folder)
+    rows = [
+        (f"captioning photos, the included .{suffix}", f"{own[suffix]:.1f} images/s", ratio, 0)
+        for suffix, ratio in (("onnx", own["ratio"]), ("h5", 1))
+    ]
+    return rows, {"onnx_extract_vs_tf": own["ratio"]}
+
+
 def command_line(folder: Path) -> tuple[list, dict]:
     """One caption by command line beside `import tensorflow`: rows, and their ratio."""
     measure("ours", "model", folder)
     script, photo = HERE.parent / "generate_caption.py", workload.photos(folder)[0]
-    caption = (script, "--image_path", photo, "--model_path", folder / "lite0_model.h5")
-    commands = {"one caption by command line (lite0)": caption}
-    commands["`import tensorflow` alone"] = ("-c", "import tensorflow")
-    compare(measure_python, commands, base=1, turns=1)  # at first, files come from the disk
-    compared = compare(measure_python, commands, base=1, turns=CLI_TURNS)
+    caption = (script, "--image_path", photo, "--model_path")
+    commands = {
+        "one caption by command line, an .h5 (lite0)": (*caption, folder / "lite0_model.h5"),
+        "one caption by command line, the included .onnx, beam 3": (
+            *caption,
+            cli.INCLUDED,
+            "--beam_size",
+            "3",
+        ),
+        "`import tensorflow` alone": ("-c", "import tensorflow"),
+    }
+    compare(measure_python, commands, base=2, turns=1)  # at first, files come from the disk
+    compared = compare(measure_python, commands, base=2, turns=CLI_TURNS)
     rows = [(what, f"{seconds:.2f} s", ratio, peak) for what, seconds, ratio, peak in compared]
-    return rows, {"cli_vs_import": compared[0][2]}
+    return rows, {"cli_vs_import": compared[0][2], "onnx_cli_vs_import": compared[1][2]}
 
 
 def machine() -> str:
@@ -127,7 +149,7 @@ def machine() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     names = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
     name = next((n.split(":")[1].strip() for n in names if n.startswith("model name")), "CPU")
-    versions = [f"{package} {version(package)}" for package in ("tensorflow", "keras", "numpy")]
+    versions = [f"{package} {version(package)}" for package in PACKAGES]
     python = sys.version.split()[0]
     return ", ".join([name, f"{os.cpu_count()} cores", f"Python {python}", *versions])
 
@@ -144,7 +166,7 @@ def main() -> None:
         make(folder)
     torch = args.torch_python
     parts = [training(folder, torch), captioning(folder), updown(folder, torch)]
-    parts += [extraction(folder), command_line(folder)]
+    parts += [extraction(folder), onnx(folder), command_line(folder)]
     print(f"{machine()}\n\n| measured | figure | ratio | peak memory |\n|---|---|---|---|")
     figures = {}
     for rows, own in parts:

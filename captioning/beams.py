@@ -7,12 +7,22 @@ from typing import NamedTuple
 
 import numpy as np
 
-from captioning.captions import LENGTH_PENALTY, PADDING, Vocabulary
+from captioning.captions import PADDING, Vocabulary
 from captioning.confidence import Calibration
 from captioning.neighbours import Neighbours
 
 NEIGHBOURS_BEAM = 10  # hypotheses to choose from: 20 were no better, 5 worse
 WEIGHT = 0.5  # of the log-probability, divided as in a beam's ranking, beside the CIDEr expected
+
+
+class Beams(NamedTuple):
+    """Captions of B images, K of each, best first, of T words at most: arrays, or tensors."""
+
+    tokens: np.ndarray  # (B, K, T) int32, END and PADDING after the words
+    scores: np.ndarray  # (B, K), the summed natural log-probabilities
+    log_probs: np.ndarray  # (B, K, T), of each token; 0 of PADDING
+    attention: np.ndarray | None = None  # (B, K, T, cells): how much a token looked at each cell
+    expected_cider: np.ndarray | None = None  # (B, K), by `Neighbours`
 
 
 class Caption(NamedTuple):
@@ -24,34 +34,32 @@ class Caption(NamedTuple):
     confidence: float | None = None  # by `Calibration`
 
 
-def to_captions(
-    tokens: np.ndarray,
-    scores: np.ndarray,
-    vocabulary: Vocabulary,
-    length_penalty: float = LENGTH_PENALTY,
-    features: np.ndarray | None = None,
-    neighbours: Neighbours | None = None,
-    calibration: Calibration | None = None,
-) -> list[list[Caption]]:
-    """B images' captions, best first, from tokens (B, K, T) and scores (B, K) of a `beam_search`.
+def rank(
+    beams: Beams, features: np.ndarray, neighbours: Neighbours, length_penalty: float
+) -> Beams:
+    """The beams in the order of the CIDEr that neighbours of features (B, …) let expect."""
+    expected = neighbours.expected_cider(features, beams.tokens)  # (B, K)
+    lengths = np.count_nonzero(beams.tokens != PADDING, axis=2)  # (B, K), with END
+    ranking = beams.scores / np.maximum(lengths, 1) ** float(length_penalty)
+    order = np.argsort(-(expected + WEIGHT * ranking), axis=1, kind="stable")  # (B, K)
+    rows = np.arange(len(order))[:, None]
+    parts = beams._replace(expected_cider=expected)
+    return Beams(*(None if part is None else part[rows, order] for part in parts))
 
-    `neighbours` put them into another order, for which the images' features (B, …) are needed.
-    """
-    expected = np.full(scores.shape, None)  # (B, K)
-    order = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)  # (B, K)
-    if neighbours:
-        expected = neighbours.expected_cider(features, tokens)
-        lengths = np.count_nonzero(tokens != PADDING, axis=2)  # (B, K), with END
-        ranking = scores / np.maximum(lengths, 1) ** float(length_penalty)
-        order = np.argsort(-(expected + WEIGHT * ranking), axis=1, kind="stable")
-    beams = []
-    for number, best in enumerate(order):
-        texts = map(vocabulary.decode, tokens[number, best])
-        values = (each[number, best].tolist() for each in (scores, expected))  # (K,) each
-        found = [Caption(*each) for each in zip(texts, *values, strict=True)]
+
+def to_captions(
+    beams: Beams, vocabulary: Vocabulary, calibration: Calibration | None = None
+) -> list[list[Caption]]:
+    """B images' captions, best first."""
+    expected = beams.expected_cider
+    expected = np.full(beams.scores.shape, None) if expected is None else expected  # (B, K)
+    found = []
+    for tokens, *values in zip(beams.tokens, beams.scores, expected, strict=True):
+        texts, values = map(vocabulary.decode, tokens), (each.tolist() for each in values)
+        beam = [Caption(*each) for each in zip(texts, *values, strict=True)]
         # Of NaN weights nothing is probable: the first caption stays all the same.
-        found = [each for each in found if each.log_probability > -np.inf] or found[:1]
+        beam = [each for each in beam if each.log_probability > -np.inf] or beam[:1]
         if calibration:
-            found = [each._replace(confidence=calibration.confidence(each)) for each in found]
-        beams.append(found)
-    return beams
+            beam = [each._replace(confidence=calibration.confidence(each)) for each in beam]
+        found.append(beam)
+    return found

@@ -20,7 +20,8 @@ from captioning.captions import LENGTH_PENALTY
 from captioning.files import ROOT, InputError, check_writable, one_line
 
 TRAINED = Path("models/caption_model.h5")  # train.py's default
-INCLUDED = ROOT / "models" / "flickr8k_captioner.h5"
+INCLUDED = ROOT / "models" / "flickr8k_captioner.onnx"  # what captions photos
+INCLUDED_H5 = INCLUDED.with_suffix(".h5")  # the same, for what needs TensorFlow anyway
 # Those of model.DECODERS, for --help, which does not import TensorFlow.
 DECODER_NAMES = ("merge", "updown")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
@@ -138,8 +139,7 @@ def check_training(args: argparse.Namespace, start: Path | None) -> None:
     if start is not None and start.resolve() == args.model_path.resolve():
         raise InputError(f"{start} would be overwritten: name another file by --model_path.")
     if folder := args.tensorboard:
-        if importlib.util.find_spec("tensorboard") is None:
-            raise InputError("--tensorboard needs a package of its own: pip install tensorboard")
+        need("--tensorboard", "tensorboard", "tensorboard")
         check_writable(folder / "events")
 
 
@@ -155,11 +155,18 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     add("--no_neighbours", action="store_true", help=why)
 
 
-def default_model() -> Path:
+def default_model(included: Path = INCLUDED) -> Path:
     """The user's own model where there is one, otherwise the included one; says which."""
-    path = TRAINED if TRAINED.is_file() else INCLUDED
-    log(f"captions by {path}{' (included)' if path == INCLUDED else ''}")
+    path = TRAINED if TRAINED.is_file() else included
+    log(f"captions by {path}{' (included)' if path == included else ''}")
     return path
+
+
+def need(purpose: str, requirements: str, *packages: str) -> None:
+    """Raises InputError, with the command that mends it, if one of the packages is missing."""
+    if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+        names = " and ".join(missing)
+        raise InputError(f"{purpose} needs {names}: pip install {requirements}")
 
 
 def log(message: str) -> None:
@@ -184,7 +191,10 @@ def load_tensorflow() -> None:
     TensorFlow's start-up notes, which no setting of its own silences, show if the import fails. On
     Linux all threads take memory from one heap: of heaps of their own, glibc would give the buffers
     of a training step back to the system after each, a fifth of an Up-Down step's time.
+
+    Raises InputError if TensorFlow is not installed.
     """
+    need("this", "-r requirements.txt, with Python 3.11 to 3.13", "tensorflow")
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     os.environ["KERAS_BACKEND"] = "tensorflow"

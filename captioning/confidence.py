@@ -36,6 +36,14 @@ class Calibration(NamedTuple):
         fitted = LogisticRegression(C=100, max_iter=1000).fit([*map(signals, captions)], good)
         return cls(float(fitted.intercept_[0]), *fitted.coef_[0].tolist())
 
+    @classmethod
+    def parse(cls, numbers: list) -> "Calibration":
+        """From what a file holds; raises ValueError if these are not three finite numbers."""
+        three = isinstance(numbers, list) and len(numbers) == len(cls._fields)
+        if not three or not all(isinstance(x, float) and math.isfinite(x) for x in numbers):
+            raise ValueError("its calibration is not of three numbers")
+        return cls(*numbers)
+
     def confidence(self, caption) -> float:
         """Of a `Caption`."""
         odds = self.intercept + float(np.dot(self[1:], signals(caption)))

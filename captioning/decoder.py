@@ -167,8 +167,11 @@ class Decoder(ABC):
         logits = self.logits_of(image, prefix)  # (W, max_length + 1, V)
         return tf.gather(logits, position, batch_dims=1), (image, prefix, position + 1)
 
-    def attention(self, features, tokens):
-        """How much each word looked at each cell, (B, T, cells), adding up to 1; None without."""
+    def attention(self, state):
+        """How much the step that gave a state looked at each cell, (W, cells); None without.
+
+        The weights of one word add up to 1.
+        """
         return None
 
     def add_dropout(self, name: str, rate: float) -> Dropout:
@@ -273,6 +276,6 @@ class Ensemble:
         logits, states = zip(*steps, strict=True)
         return tf.reduce_mean(logits, axis=0), states
 
-    def attention(self, features, tokens):
-        each = [member.attention(features, tokens) for member in self.members]
+    def attention(self, state):
+        each = [member.attention(own) for member, own in zip(self.members, state, strict=True)]
         return None if each[0] is None else tf.reduce_mean(each, axis=0)

@@ -93,15 +93,15 @@ class Encoder:
             network = keras.Model(network.input, features)
         self.network, self.features_shape = network, network.output_shape[1:]
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
-        self._run = lambda pixels: self.network(scale(tf.cast(pixels, tf.float32)))
-        self._run_compiled = tf.function(self._run, input_signature=[batch])
+        self.run = lambda pixels: self.network(scale(tf.cast(pixels, tf.float32)))
+        self._run_compiled = tf.function(self.run, input_signature=[batch])
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Features of a batch: (B, S, S, 3) uint8 -> (B, *features_shape) of `dtype`.
 
         A lone image runs op by op: tracing the network takes longer than running it once.
         """
-        run = self._run if len(images) == 1 else self._run_compiled
+        run = self.run if len(images) == 1 else self._run_compiled
         if self.image_size != images.shape[1]:
             images = np.stack([enlarge(pixels, self.image_size) for pixels in images])
         return run(images).numpy().astype(self.dtype, copy=False)

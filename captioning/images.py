@@ -175,8 +175,10 @@ def _deep_values(image: Image.Image) -> tuple[np.ndarray | None, int | None]:
 
 def _png_colours(image: Image.Image) -> np.ndarray:
     """A PNG's 16-bit colours (H, W, 2 to 4) uint16, which Pillow cannot read in full."""
-    import tensorflow as tf
-
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        raise ValueError("16-bit colours are read by TensorFlow alone: save 8 bits") from error
     image.fp.seek(0)
     try:
         return tf.io.decode_png(image.fp.read(), dtype=tf.uint16).numpy()

@@ -131,8 +131,6 @@ def read_description(file: h5py.File) -> tuple[list[str], dict, dict]:
     if version not in READABLE:
         raise ValueError(f"format {version}, not {FORMAT_VERSION}")
     config = json.loads(attributes["config"])
-    if not isinstance(config, dict):
-        raise ValueError("its config is not an object")
     words = _plain_dataset(file, f"{GROUP}/vocabulary")
     if words.dtype.kind != "S":
         raise ValueError("its words are not strings of one width")
@@ -149,9 +147,7 @@ def read_description(file: h5py.File) -> tuple[list[str], dict, dict]:
         extras["neighbours"] = Neighbours(*arrays).check()
     if found.exists(b"calibration"):
         numbers = _plain_dataset(file, f"{GROUP}/calibration")
-        if (numbers.shape, numbers.dtype) != ((3,), np.float64) or not np.isfinite(numbers).all():
-            raise ValueError("its calibration is not of three numbers")
-        extras["calibration"] = Calibration(*numbers[:].tolist())
+        extras["calibration"] = Calibration.parse(numbers[:].tolist())
     return [word.decode() for word in words[:].tolist()], config, extras
 
 

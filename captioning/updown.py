@@ -114,13 +114,10 @@ class UpDownDecoder(Decoder):
         return image, self.image_gates(image), self.keys(cells), cells
 
     def logits_of(self, image, tokens):
-        hidden, attended, _ = self.read(image, self.embed(tokens))
-        return self.combine(image, hidden, attended)
-
-    def read(self, image, words):
-        """Word vectors (B, T, embedding_size) -> the three outputs of `UpDown`."""
         _, gates, keys, cells = image
-        return self.recurrence([self.gates([gates, self.word_gates(words)]), keys, cells])
+        gates = self.gates([gates, self.word_gates(self.embed(tokens))])  # (B, T, 4 * units)
+        hidden, attended, _ = self.recurrence([gates, keys, cells])
+        return self.combine(image, hidden, attended)
 
     def combine(self, image, hidden, attended):
         """What a step, or all T, have given, (B, T, …), to logits (B, T, V)."""
@@ -129,17 +126,19 @@ class UpDownDecoder(Decoder):
         return self.logits(self.merged_dropout(self.merge([mean, words, attended])))
 
     def init_state(self, features, training: bool = False):
-        """Both LSTMs' states (W, units) and what `project` gives."""
+        """Both LSTMs' states (W, units), the cells' weights (W, cells), what `project` gives."""
+        image = self.project(features, training)
         zeros = tf.zeros([tf.shape(features)[0], self.config.units])
-        return (zeros,) * 4, self.project(features, training)
+        return (zeros,) * 4, tf.zeros_like(image[-1][..., 0]), image
 
     def step(self, tokens, state):
-        states, image = state
+        states, _, image = state
         _, gates, keys, cells = image
         gates = gates[:, 0] + self.word_gates(self.embedding(tokens))  # (W, 4 * units)
-        (hidden, attended, _), states = self.recurrence.cell((gates, keys, cells), states)
-        return self.combine(image, hidden[:, None], attended[:, None])[:, 0], (states, image)
+        (hidden, attended, weights), states = self.recurrence.cell((gates, keys, cells), states)
+        logits = self.combine(image, hidden[:, None], attended[:, None])[:, 0]
+        return logits, (states, weights, image)
 
-    def attention(self, features, tokens):
-        """How much each word looked at each cell, (B, T, cells)."""
-        return self.read(self.project(features), self.embed(tokens))[2]
+    def attention(self, state):
+        _, weights, _ = state
+        return weights

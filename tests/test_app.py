@@ -10,10 +10,12 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from unittest import mock
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import (
     CONFIGS,
     EACH,
@@ -37,16 +39,23 @@ from model import Captioner
 
 
 @EACH
-def test_the_words_make_the_caption_s_probability(config):
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_the_words_make_the_caption_s_probability(config, beam_size):
     """That of one pass over the whole caption is the one that the search added up."""
     captioner = untrained(config, seed=3)
     features = random_features(1, config)
-    for caption, score, *_ in captioner.decode(features, beam_size=4)[0]:
-        words, probabilities, weights = captioner.explain(features, caption)
-        assert np.log(probabilities).sum() == pytest.approx(score, abs=1e-4)
-        ended = len(caption.split()) < config.max_length
-        assert words == caption.split() + ["<end>"] * ended
-        assert (weights is None) == (config.decoder != "updown")
+    captioner.encoder = mock.Mock(encode=lambda pixels: features)
+    captions, words, probabilities, weights = captioner.explain(np.zeros((2, 2, 3)), beam_size)
+    assert captions == captioner.decode(features, beam_size)[0]
+    caption, score, *_ = captions[0]
+    ended = len(caption.split()) < config.max_length
+    assert words == caption.split() + ["<end>"] * ended
+    assert np.log(probabilities).sum() == pytest.approx(score, abs=1e-4)
+    ids = np.array([captioner.vocabulary.encode(caption)[: len(words) + 1]])
+    logits = captioner.decoder.network([features, ids[:, :-1]])[0]  # (T, V)
+    shares = tf.nn.softmax(logits).numpy()[np.arange(len(words)), ids[0, 1:]]
+    np.testing.assert_allclose(probabilities, shares, rtol=1e-3)
+    assert (weights is None) == (config.decoder != "updown")
 
 
 @pytest.fixture
@@ -65,8 +74,7 @@ def test_what_the_page_shows_of_each_word(attentive):
     description = app.describe(attentive, pixels, beam_size=3, num_captions=2)
     assert description == json.loads(json.dumps(description))
     assert len(description["captions"]) == 2
-    words, features = description["words"], attentive.encoder.encode(pixels[None])
-    _, _, weights = attentive.explain(features, description["captions"][0]["caption"])
+    words, (_, _, _, weights) = description["words"], attentive.explain(pixels, 3)
     told = [np.ravel(entry["attention"]) for entry in words]
     np.testing.assert_allclose(told, weights, atol=1e-4)
     scored, pictures = app.scored_words(description), app.looks(description, pixels)
@@ -83,12 +91,12 @@ def test_what_the_page_shows_of_each_word(attentive):
 
 
 def test_where_words_looked_is_where_the_network_looked(attentive):
-    decoder, caption = attentive.decoder, "w1 w7 w3"
-    features = random_features(1, attentive.config)
-    _, _, weights = attentive.explain(features, caption)
+    pixels = np.full((384, 384, 3), 200, np.uint8)
+    (caption, *_), words, _, weights = attentive.explain(pixels, 2)
+    decoder, features = attentive.decoder, attentive.encoder.encode(pixels[None])
     network = keras.Model(decoder.network.inputs, decoder.recurrence.output[2])
-    tokens = np.array([attentive.vocabulary.encode(caption)[:-1]])
-    np.testing.assert_allclose(weights, network([features, tokens])[0], atol=1e-6)
+    tokens = np.array([attentive.vocabulary.encode(caption.text)[: len(words)]])
+    np.testing.assert_allclose(weights, network([features, tokens])[0], atol=1e-4)
     assert np.ptp(weights) > 0.05
 
 

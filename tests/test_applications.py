@@ -33,6 +33,7 @@ FAMILIES = {
         "top_activation block6a_expand_activation block4a_expand_activation",
     ),
 }
+SLOW = {"efficientnetv2b0"}  # among these
 LEFT_OUT = {
     *("efficientnetb6", "efficientnetb7", "efficientnetv2l"),  # take 5 to 9 GB for two photos
     "efficientnetv2m",  # of random weights is chaotic: float rounding changes all that it gives
@@ -51,7 +52,10 @@ def test_there_is_a_name_for_every_model_of_keras():
     assert list(ENCODERS) == [*LITES, *(name.lower() for name in sorted(models))]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+EACH = [pytest.param(name, marks=[pytest.mark.long] * (name in SLOW)) for name in FAMILIES]
+
+
+@pytest.mark.parametrize("name", EACH)
 def test_features_are_what_keras_own_network_says_of_pixels_scaled_by_keras(name, monkeypatch):
     module, layers = FAMILIES[name]
     function = functools.cache(getattr(APPS, APPLICATIONS[name]))  # one network for all kinds

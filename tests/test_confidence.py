@@ -1,6 +1,7 @@
 """How sure a captioner is: a probability that holds on captions it was not fitted on."""
 
 import csv
+import functools
 import io
 import json
 
@@ -114,8 +115,11 @@ def test_calibrate_reports_on_the_half_that_it_has_not_seen(calibrated):
     assert "confidence and CIDEr of 36 photos" in told
 
 
-def test_a_caption_s_confidence_is_written_and_bounds_what_is_written(calibrated, demo):
+def test_a_caption_s_confidence_is_written_and_bounds_what_is_written(
+    calibrated, demo, monkeypatch
+):
     path, _ = calibrated
+    monkeypatch.setattr(Captioner, "load", functools.cache(Captioner.load))
     photos = sorted((demo / "dataset" / "Images").glob("*.jpg"))[:20]
     command = ("generate_caption.py", "--image_path", *photos, "--model_path", path)
     lines = run_here(*command, "--format", "jsonl").stdout.splitlines()

@@ -6,6 +6,7 @@ import tensorflow as tf
 from helpers import random_features, untrained
 
 import model
+from captioning.beams import Beams
 from captioning.captions import END, PADDING, START, UNKNOWN
 from captioning.decoding import beam_search, sample_captions
 
@@ -24,24 +25,25 @@ def random_tables(images: int, seed: int, sharpness: float = 1.0) -> np.ndarray:
     return (logits - np.log(np.exp(logits).sum(-1, keepdims=True))).astype(np.float32)
 
 
-def search(tables: np.ndarray, beam_size: int, length_penalty: float = 0.0):
-    """Run the real beam search on the fake model: tokens and scores as numpy arrays."""
+def search(tables: np.ndarray, beam_size: int, length_penalty: float = 0.0) -> Beams:
+    """Run the real beam search on the fake model: arrays. Each step "looks" at what it has read."""
     images = len(tables)
     offsets = np.random.default_rng(9).normal(size=(*tables.shape[:3], 1))
     table = tf.constant(tables + offsets, tf.float32)  # logits, which a step may shift at will
 
     def step(tokens, state):
-        image, position = state
-        return tf.gather_nd(table, tf.stack([image, position, tokens], 1)), (image, position + 1)
+        image, position, _ = state
+        logits = tf.gather_nd(table, tf.stack([image, position, tokens], 1))
+        return logits, (image, position + 1, tf.stack([position, tokens], 1))
 
     @tf.function
-    def compiled():
+    def compiled(beam_size):
         image = tf.repeat(tf.range(images), beam_size)
-        state = (image, tf.zeros_like(image))
-        return beam_search(step, state, images, beam_size, MAX_LENGTH, length_penalty)
+        state = (image, tf.zeros_like(image), tf.zeros([tf.shape(image)[0], 2], tf.int32))
+        sizes = images, beam_size, MAX_LENGTH, length_penalty
+        return beam_search(step, state, *sizes, attended=lambda state: state[2])
 
-    tokens, scores = compiled()
-    return tokens.numpy(), scores.numpy()
+    return Beams(*(part if part is None else part.numpy() for part in compiled(beam_size)))
 
 
 def reference_beam(table: np.ndarray, beam_size: int) -> list[tuple[tuple[int, ...], float]]:
@@ -67,8 +69,8 @@ ALL = sum(len(WORDS) ** n for n in range(1, MAX_LENGTH + 1))  # captions that th
 @pytest.mark.parametrize(("beam_size", "images"), [(1, 1000), (3, 1000), (5, 1000), (ALL, 20)])
 def test_equals_a_plain_beam_and_of_all_captions_brute_force(beam_size, images, length_penalty):
     tables = random_tables(images, seed=1)
-    tokens, scores = search(tables, beam_size, length_penalty)
-    for table, lines, line_scores in zip(tables, tokens, scores, strict=True):
+    found = search(tables, beam_size, length_penalty)
+    for table, lines, line_scores in zip(tables, found.tokens, found.scores, strict=True):
         beam = reference_beam(table, beam_size)
         beam.sort(key=lambda entry: -entry[1] / len(entry[0]) ** length_penalty)
         captions, true = zip(*beam, strict=True)
@@ -76,6 +78,23 @@ def test_equals_a_plain_beam_and_of_all_captions_brute_force(beam_size, images, 
         padded = [[*caption, *[PADDING] * (MAX_LENGTH - len(caption))] for caption in captions]
         np.testing.assert_array_equal(lines[kept], padded)  # nothing else is ever said
         np.testing.assert_allclose(line_scores[kept], true, rtol=1e-4)
+
+
+@pytest.mark.parametrize("beam_size", [1, 4])
+def test_each_token_has_its_probability_and_where_its_step_looked(beam_size):
+    tables = random_tables(50, seed=2)
+    found = search(tables, beam_size)
+    kept = np.isfinite(found.scores)
+    np.testing.assert_allclose(found.log_probs.sum(2)[kept], found.scores[kept], atol=1e-5)
+    image, _, _ = np.indices(found.tokens.shape)
+    before = np.pad(found.tokens, [(0, 0), (0, 0), (1, 0)], constant_values=START)[..., :-1]
+    places = np.broadcast_to(np.arange(MAX_LENGTH), before.shape)
+    words = found.tokens != PADDING
+    expected = tables[image, places, before, found.tokens]
+    np.testing.assert_allclose(found.log_probs[words], expected[words], atol=1e-5)
+    assert not found.log_probs[~words & kept[..., None]].any()
+    looked = np.stack([places, before], axis=-1)
+    np.testing.assert_array_equal(found.attention[words], looked[words])
 
 
 def test_words_are_drawn_with_their_probabilities():

@@ -89,6 +89,7 @@ def test_train_killed_and_resumed_ends_with_the_same_bits(small, tmp_path):
     same_training(tmp_path, again)
 
 
+@pytest.mark.long
 def test_a_training_is_resumed_to_the_same_bits_but_not_by_another_run(
     small, tmp_path, monkeypatch
 ):

@@ -12,7 +12,7 @@ from helpers import CONFIG, CONFIGS, WORDS, PeakMemory, random_features, run_her
 
 from captioning.files import InputError
 from captioning.neighbours import Neighbours
-from model import Captioner
+from model import Captioner, count_parameters
 
 KERNEL, SHAPE = "model_weights/logits/logits/kernel", (CONFIG.merge_units, len(WORDS))
 GROUP, VOCABULARY = "captioner", "captioner/vocabulary"
@@ -212,16 +212,17 @@ def test_what_was_only_counted_is_never_made():
     """Nor with the next network, for which Keras makes all variables that it has put off."""
     config = dataclasses.replace(CONFIG, units=2**13)  # a gigabyte
     with PeakMemory() as memory:
-        assert config.count_parameters() > 2**28
+        assert count_parameters(config) > 2**28
         untrained(CONFIGS["updown"])
     assert memory.taken < 300
 
 
 def test_a_fault_of_our_own_is_not_the_file_s(model, monkeypatch):
-    for place in ("Vocabulary", "CaptionerConfig.parse", "build_decoder"):
+    parts = "captioning.captioner"
+    for place in (f"{parts}.Vocabulary", f"{parts}.CaptionerConfig.parse", "model.build_decoder"):
         for error in (KeyError("a bug"), ValueError("a bug"), TypeError("a bug")):
             with monkeypatch.context() as patch:
-                patch.setattr(f"model.{place}", mock.Mock(side_effect=error))
+                patch.setattr(place, mock.Mock(side_effect=error))
                 with pytest.raises(type(error), match="a bug"):
                     Captioner.load(model)
 

@@ -7,7 +7,7 @@ import pytest
 from helpers import CONFIG, CONFIGS, random_features, run_here, untrained
 from sklearn.kernel_ridge import KernelRidge
 
-from captioning.beams import NEIGHBOURS_BEAM, WEIGHT, to_captions
+from captioning.beams import NEIGHBOURS_BEAM, WEIGHT, Beams, rank, to_captions
 from captioning.captions import END, PADDING, SPECIAL_TOKENS, UNKNOWN, Vocabulary
 from captioning.cider import CIDER_SIGMA, CiderD
 from captioning.files import InputError
@@ -93,7 +93,8 @@ def test_the_order_is_by_what_is_expected_and_by_probability():
         expected_cider = staticmethod(lambda features, tokens: np.array([[0.1, 0.5, 0.4]]))
 
     def order(*scores):
-        found = to_captions(tokens, np.array([scores]), vocabulary, 1, None, Made)[0]
+        beams = Beams(tokens, np.array([scores]), np.zeros(tokens.shape))
+        found = to_captions(rank(beams, None, Made, 1), vocabulary)[0]
         expected = dict(zip(("dog", "cat", "cow"), (0.1, 0.5, 0.4), strict=True))
         assert all(caption.expected_cider == expected[caption.text] for caption in found)
         return [caption.text for caption in found]

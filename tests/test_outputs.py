@@ -16,8 +16,8 @@ import captioning.images
 from captioning.beams import Caption
 from captioning.cli import INCLUDED
 from captioning.files import InputError
+from captioning.onnx_captioner import OnnxCaptioner
 from captioning.outputs import FORMATS, OutputFile, Stream
-from model import Captioner
 
 NAMES = ("a folder/tab\tnew\nline, \r ü.jpg", 'x"\n".jpg', "-.png", "x\\n.jpg", "x.jpg")
 PHOTOS = [*map(Path, (*NAMES, "other/x.jpg", os.fsdecode(b"\xff.jpg")))]
@@ -148,13 +148,13 @@ def test_memory_does_not_grow_with_the_captions(form, tmp_path):
 
 @pytest.fixture(scope="module")
 def included():
-    return Captioner.load(INCLUDED)
+    return OnnxCaptioner.load(INCLUDED)
 
 
 @pytest.fixture
 def generate(included, monkeypatch):
     """The script, with a captioner that need not be built for every run."""
-    monkeypatch.setattr(Captioner, "load", lambda *_: included)
+    monkeypatch.setattr(OnnxCaptioner, "load", lambda *_: included)
 
     def run(*photos_and_options, code=0):
         options = ("--batch_size", 3, "--beam_size", 2, "--image_path", *photos_and_options)
@@ -208,11 +208,11 @@ def test_a_stopped_run_has_each_batch_in_its_file_and_is_continued(
         patch.setattr(captioning.images, "load_image", stop)
         assert "--resume continues" in generate(photos, "--output", path, code=130).stderr
     assert [f"scene_000{i}.jpg" in seen[0] for i in range(8)] == [True] * 5 + [False] * 3
-    (tmp_path / "other.h5").touch()
-    same = shutil.copy(INCLUDED, tmp_path / "same.h5")
+    (tmp_path / "other.onnx").touch()
+    same = shutil.copy(INCLUDED, tmp_path / "same.onnx")
     resume = ("--output", path, "--resume", "--model_path")
     for other in (
-        (tmp_path / "other.h5",),
+        (tmp_path / "other.onnx",),
         (same, "--length_penalty", 0),
         (same, "--num_captions", 2),
     ):

@@ -12,7 +12,7 @@ import pytest
 from helpers import run_here, shows
 
 from captioning.captions import LENGTH_PENALTY, tokenize
-from captioning.cli import INCLUDED
+from captioning.cli import INCLUDED_H5
 from captioning.files import InputError
 from captioning.scoring import Scorer, constant_caption
 from evaluate import score_rows
@@ -200,7 +200,7 @@ def test_evaluate_refuses_what_cannot_be_compared(small, demo, tmp_path):
     text = joblib.load(small / "data" / "captions.pkl")
     features = joblib.load(small / "data" / "features.pkl")
     (tmp_path / "data").mkdir()
-    demos, ours = demo / "models" / "caption_model.h5", INCLUDED
+    demos, ours = demo / "models" / "caption_model.h5", INCLUDED_H5
     for change_text, change_features, model, message in (
         ({"splits": text["splits"] | {"dev": []}}, {}, demos, "the dev split is empty"),
         ({}, {"encoder": "vgg16"}, demos, "the features are of vgg16"),

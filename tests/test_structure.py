@@ -5,14 +5,24 @@ from pathlib import Path
 
 from helpers import ROOT, run_script
 
-SCRIPTS = ["preprocess", "train", "finetune", "ensemble", "calibrate"]
+SCRIPTS = ["preprocess", "train", "finetune", "ensemble", "calibrate", "export"]
 SCRIPTS += ["generate_caption", "evaluate", "app"]
 LIBRARY = sorted((ROOT / "captioning").glob("*.py"))
 FOLDERS = ("captioning", "data", "docs", "models", "benchmarks")
 CODE = [path for folder in (ROOT, *map(ROOT.joinpath, FOLDERS)) for path in folder.glob("*.py")]
 DEFINES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
 DEFINES += (ast.Try, ast.Assign, ast.AugAssign, ast.AnnAssign)
-HEAVY = {"tensorflow", "keras", "matplotlib", "sklearn", "scipy", "pycocoevalcap", "gradio"}
+HEAVY = {
+    "tensorflow",
+    "keras",
+    "onnxruntime",
+    "onnx",
+    "matplotlib",
+    "sklearn",
+    "scipy",
+    "pycocoevalcap",
+    "gradio",
+}
 
 
 def packages(path: Path) -> set[str]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from helpers import EXAMPLES, options, random_batches, run_here, untrained
 
 from captioning.callbacks import Recorder
-from captioning.cli import INCLUDED
+from captioning.cli import INCLUDED_H5
 from captioning.encoders import Encoder
 from captioning.features import encode_shard
 from captioning.files import InputError
@@ -91,7 +91,7 @@ def test_tensorboard_has_all_epochs_of_a_run_that_was_stopped(
 
 @pytest.mark.parametrize(
     ("package", "message"),
-    [("there", "cannot write {}/events"), (None, "--tensorboard needs a package of its own: pip")],
+    [("there", "cannot write {}/events"), (None, "--tensorboard needs tensorboard: pip install")],
 )
 def test_what_tensorboard_needs_is_told(package, message, small, tmp_path, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: package)
@@ -105,7 +105,11 @@ def test_what_tensorboard_needs_is_told(package, message, small, tmp_path, monke
 def test_a_trained_model_is_not_replaced_without_a_word(small, tmp_path):
     path = tmp_path / "m.h5"
     path.write_text("trained for a week")
-    for command in (("train.py",), ("finetune.py", INCLUDED), ("ensemble.py", INCLUDED, "x.h5")):
+    for command in (
+        ("train.py",),
+        ("finetune.py", INCLUDED_H5),
+        ("ensemble.py", INCLUDED_H5, "x.h5"),
+    ):
         done = run_here(*command, "--model_path", path, code=1)
         assert f"{path} is there already. Give --overwrite" in done.stderr
     assert path.read_text() == "trained for a week"

@@ -20,7 +20,7 @@ from helpers import (
 )
 
 from captioning.captions import PADDING, UNKNOWN
-from captioning.cli import INCLUDED
+from captioning.cli import INCLUDED_H5
 from captioning.lite import LITES, weights_file
 from data.sample import COLOURS, SHAPES, write_sample
 from ensemble import ensemble
@@ -140,7 +140,7 @@ def test_your_own_data_as_the_readme_says(tmp_path):
     mine = tmp_path / "data" / "mine"
     shutil.copytree(ROOT / "captioning", tmp_path / "captioning")
     (tmp_path / "models").mkdir()
-    for path in (*ROOT.glob("*.py"), *map(weights_file, LITES), INCLUDED):
+    for path in (*ROOT.glob("*.py"), *map(weights_file, LITES), INCLUDED_H5):
         shutil.copy(path, tmp_path / path.relative_to(ROOT))
     write_sample(mine, scenes=40, seed=4)
     (mine / "captions.txt").rename(mine / "captions.csv")
@@ -163,4 +163,4 @@ def test_your_own_data_as_the_readme_says(tmp_path):
             assert sum(bool(words & set(caption.split())) for caption in captions) > 30
             captioned += 1
     assert captioned == 2
-    assert f"{len(Captioner.load(INCLUDED).vocabulary) - 4:,} words known, " in told
+    assert f"{len(Captioner.load(INCLUDED_H5).vocabulary) - 4:,} words known, " in told

@@ -1,0 +1,112 @@
+"""What both captioners can do: that of a .h5 and that of an .onnx. TensorFlow is not needed."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from captioning.beams import NEIGHBOURS_BEAM, Beams, Caption, rank, to_captions
+from captioning.captions import LENGTH_PENALTY, PADDING, Vocabulary
+from captioning.confidence import Calibration
+from captioning.config import CaptionerConfig
+from captioning.files import InputError
+from captioning.images import array_to_pixels, image_to_pixels, load_image
+from captioning.neighbours import Neighbours
+
+
+class BaseCaptioner(ABC):
+    """Photos in, sentences out. A subclass has these four fields, and `search`."""
+
+    vocabulary: Vocabulary
+    config: CaptionerConfig
+    neighbours: Neighbours | None
+    calibration: Calibration | None
+
+    @abstractmethod
+    def search(
+        self, pixels: np.ndarray, beam_size: int, length_penalty: float
+    ) -> tuple[Beams, np.ndarray]:
+        """Photos' beams as `beam_search` finds them, and the features by which they are ranked.
+
+        Pixels are (B, S, S, 3) uint8, S the config's photo_size; features (B, [cells,] F).
+        """
+
+    @property
+    def beam_size(self) -> int:
+        """Hypotheses kept where nothing else is said: with neighbours there is to be a choice."""
+        return NEIGHBOURS_BEAM if self.neighbours else 1
+
+    def forget_neighbours(self) -> None:
+        """Rank by probability alone; a confidence that was fitted with neighbours goes as well."""
+        if self.neighbours:
+            self.neighbours = self.calibration = None
+
+    def caption(self, image, beam_size: int | None = None) -> str:
+        """Caption one image: a path, a PIL image, or an array (H, W[, 1, 3 or 4])."""
+        if isinstance(image, str | Path):
+            pixels = load_image(image, self.config.photo_size)
+        else:
+            read = image_to_pixels if isinstance(image, Image.Image) else array_to_pixels
+            pixels = read(image, self.config.photo_size)
+        return self.decode_photos(pixels[None], beam_size)[0][0].text
+
+    def decode_photos(
+        self,
+        pixels: np.ndarray,
+        beam_size: int | None = None,
+        length_penalty: float = LENGTH_PENALTY,
+    ) -> list[list[Caption]]:
+        """The beam of every photo, best first: sentences, log-probabilities, and confidence.
+
+        Pixels are (B, S, S, 3) uint8, as `images.load_image` gives them at the config's photo_size.
+        Without a size, it is `self.beam_size`. Raises InputError if a feature is NaN or infinite.
+        """
+        size = self.beam_size if beam_size is None else beam_size
+        return self.to_captions(*self.search(pixels, size, length_penalty), length_penalty)
+
+    def explain(
+        self, pixels: np.ndarray, beam_size: int | None = None
+    ) -> tuple[list[Caption], list[str], np.ndarray, np.ndarray | None]:
+        """The beam of one photo, (S, S, 3) uint8, and of its best caption's words the grounds.
+
+        These are the T words, <end> among them where the network produced it; how probable each was
+        after those before it, (T,), whose product is the caption's probability; and how much it
+        looked at each cell of the photo, (T, cells), or None without attention.
+        """
+        size = self.beam_size if beam_size is None else beam_size
+        beams, features = self.search(pixels[None], size, LENGTH_PENALTY)
+        beams = self.ranked(beams, features, LENGTH_PENALTY)
+        (captions,) = to_captions(beams, self.vocabulary, self.calibration)
+        tokens = beams.tokens[0, 0]  # (max_length,)
+        tokens = tokens[tokens != PADDING]  # (T,)
+        words = [self.vocabulary.words[i] for i in tokens]
+        looked = None if beams.attention is None else beams.attention[0, 0, : len(words)]
+        return captions, words, np.exp(beams.log_probs[0, 0, : len(words)]), looked
+
+    def to_captions(
+        self, beams: Beams, features: np.ndarray, length_penalty: float
+    ) -> list[list[Caption]]:
+        """What `search` has found, in its final order, with words and confidence."""
+        beams = self.ranked(beams, features, length_penalty)
+        return to_captions(beams, self.vocabulary, self.calibration)
+
+    def ranked(self, beams: Beams, features: np.ndarray, length_penalty: float) -> Beams:
+        """Beams in the order of the neighbours, if there are any."""
+        if self.neighbours is None:
+            return beams
+        return rank(beams, features, self.neighbours, length_penalty)
+
+
+def described(
+    words: list[str], description: dict, neighbours: Neighbours | None
+) -> tuple[Vocabulary, CaptionerConfig]:
+    """Of what a captioner's file holds; raises InputError where its parts do not fit together."""
+    if not isinstance(description, dict):
+        raise InputError("its config is not an object")
+    vocabulary, config = Vocabulary(words), CaptionerConfig.parse(description)
+    if len(vocabulary) != config.vocabulary_size:
+        raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
+    if neighbours and len(neighbours.mean) != config.feature_size:
+        raise InputError(f"its neighbours' features are of {len(neighbours.mean)} floats")
+    return vocabulary, config
