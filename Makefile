@@ -12,6 +12,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c '$(CHECK)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 DEMO := demo
+REQUIRED := requirements.txt requirements-caption.txt
 
 .PHONY: demo app test test-long bench pictures lint clean
 
@@ -22,16 +23,16 @@ DEMO := demo
 	$(PYTHON) -m venv .venv
 
 # The stamps carry the requirements' own times: pip runs again only when these change.
-.venv/installed: requirements.txt | .venv/bin/python
+.venv/installed: $(REQUIRED) | .venv/bin/python
 	@echo "Installing packages into .venv, once: a minute or more."
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $@
 
-.venv/installed-app: requirements-app.txt requirements.txt | .venv/bin/python
+.venv/installed-app: requirements-app.txt $(REQUIRED) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-app.txt
 	@touch $@ .venv/installed
 
-.venv/installed-dev: requirements-dev.txt requirements-app.txt requirements-export.txt requirements.txt | .venv/bin/python
+.venv/installed-dev: requirements-dev.txt requirements-export.txt requirements-app.txt $(REQUIRED) | .venv/bin/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
 	@touch $@ .venv/installed-app .venv/installed
 

@@ -24,7 +24,7 @@ from captioning import cli
 from captioning.beams import WEIGHT
 from captioning.captions import LENGTH_PENALTY
 from captioning.confidence import GOOD
-from captioning.files import ROOT, InputError, one_line
+from captioning.files import ROOT, InputError, is_onnx, one_line
 from captioning.images import load_image
 
 MAX_BEAM = 10  # so that nobody asks for work without end
@@ -48,7 +48,8 @@ def main() -> None:
     args = parser.parse_args()
     cli.need("the page", "-r requirements-app.txt", "gradio")
     path = args.model_path or cli.default_model()
-    if path.suffix == ".onnx":
+    if is_onnx(path):
+        cli.need("an .onnx", "-r requirements-caption.txt", "onnxruntime", "onnx")
         from captioning.onnx_captioner import OnnxCaptioner as Captioner
     else:
         cli.load_tensorflow()

@@ -123,7 +123,7 @@ def decoding(captioner, args) -> dict:
 
 def decode(captioner, images: np.ndarray, args) -> tuple[list, float]:
     """A `Caption` for each of images (N, …), and the seconds that they took without tracing."""
-    from model import DECODING_BATCH
+    from captioning.captioner import DECODING_BATCH
 
     for count in {min(len(images), DECODING_BATCH), len(images) % DECODING_BATCH} - {0}:
         captioner.caption_features(images[:count], args.beam_size)  # both sizes are traced here

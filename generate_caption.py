@@ -23,7 +23,7 @@ import numpy as np
 
 from captioning import cli
 from captioning.confidence import GOOD
-from captioning.files import InputError, check_writable, one_line, sha256
+from captioning.files import InputError, check_writable, is_onnx, one_line, sha256
 from captioning.images import list_images, try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
 
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     cli.add_overwrite_option(again)
     cli.add_decoding_options(parser)
     why = "the N best of the beam (N <= K), each with the logarithm of its probability"
-    add("--num_captions", type=count, default=1, metavar="N", help=why)
+    add("--num_captions", type=cli.beam_size, default=1, metavar="N", help=why)
     why = "skip photos of whose caption it is less sure: of all with a confidence of 0.6, 60 %% "
     why += f"agree well with people's (CIDEr of {GOOD} or more)"
     add("--min_confidence", type=cli.fraction, metavar="P", help=why)
@@ -194,7 +194,8 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
 
     Raises InputError if a confidence is asked for that the captioner does not know.
     """
-    if args.model_path.suffix == ".onnx":
+    if is_onnx(args.model_path):
+        cli.need("an .onnx", "-r requirements-caption.txt", "onnxruntime", "onnx")
         from captioning.onnx_captioner import OnnxCaptioner as Captioner
     else:
         cli.load_tensorflow()
@@ -205,7 +206,10 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
     if args.no_neighbours:
         captioner.forget_neighbours()
     if args.min_confidence is not None and captioner.calibration is None:
-        fix = f"Calibrate {args.model_path}: python calibrate.py {args.model_path}"
+        name = one_line(args.model_path)
+        fix = f"Calibrate {name}: python calibrate.py {name}"
+        if is_onnx(args.model_path):
+            fix = "Calibrate the .h5 that it was made from (calibrate.py), and export it again"
         fix = "Leave out --no_neighbours" if calibrated else fix
         raise InputError(f"--min_confidence: no confidence is known. {fix}")
     size = args.beam_size or max(captioner.beam_size, args.num_captions)

@@ -23,7 +23,13 @@ import tensorflow as tf
 from keras import layers
 
 from captioning.beams import Beams, Caption
-from captioning.captioner import BaseCaptioner, described
+from captioning.captioner import (
+    DECODING_BATCH,
+    BaseCaptioner,
+    check_beam_size,
+    check_neighbours,
+    parse_description,
+)
 from captioning.captions import LENGTH_PENALTY, Vocabulary
 from captioning.confidence import Calibration
 from captioning.config import CaptionerConfig
@@ -31,7 +37,7 @@ from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import beam_search
 from captioning.encoders import Encoder
 from captioning.features import finite
-from captioning.files import InputError
+from captioning.files import InputError, is_onnx, one_line
 from captioning.model_file import (
     EXTRAS,
     not_a_captioner,
@@ -83,7 +89,6 @@ class MergeDecoder(LSTMDecoder):
 
 # What --decoder offers (its names are in cli.DECODER_NAMES too) and a captioner's file may name.
 DECODERS = {"merge": MergeDecoder, "updown": UpDownDecoder}
-DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
 
 def count_parameters(config: CaptionerConfig) -> int:
@@ -137,12 +142,13 @@ class Captioner(BaseCaptioner):
 
     @classmethod
     def load(cls, path: str | Path, weights: str = "imagenet") -> BaseCaptioner:
-        """Read what `save` wrote, or export.py; a file from elsewhere cannot do harm.
+        """Read what `save` wrote, or export.py.
 
-        The encoder is built when the first photo comes; an .onnx has its own. Raises InputError if
-        the file is missing or is no captioner.
+        Of what a file from elsewhere can do see docs/security.md. The encoder is built when the
+        first photo comes; an .onnx has its own. Raises InputError if the file is missing or is no
+        captioner.
         """
-        if Path(path).suffix == ".onnx":
+        if is_onnx(path):
             from captioning.onnx_captioner import OnnxCaptioner
 
             return OnnxCaptioner.load(path, weights)
@@ -151,12 +157,14 @@ class Captioner(BaseCaptioner):
     @classmethod
     def load_h5(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
         """As `load`, but an .h5 alone, for what needs more than captions of photos."""
-        if Path(path).suffix == ".onnx":
-            raise InputError(f"{path} only captions photos: name the .h5 that it was made from.")
+        if is_onnx(path):
+            name = one_line(path)
+            raise InputError(f"{name} only captions photos: name the .h5 that it was made from.")
         with open_model(path) as file:  # in such a block every fault is the file's
             words, description, extras = read_description(file)
         try:
-            vocabulary, config = described(words, description, extras["neighbours"])
+            vocabulary, config = parse_description(words, description)
+            check_neighbours(extras["neighbours"], config)
             parameters = count_parameters(config)
         except InputError as error:
             raise not_a_captioner(path, error) from error
@@ -209,8 +217,10 @@ class Captioner(BaseCaptioner):
             )
         return encoder
 
-    def search(self, pixels: np.ndarray, beam_size: int, length_penalty: float):
-        features = self.encoder.encode(pixels)  # (B, *config.features_shape)
+    def search(
+        self, pixels: np.ndarray, beam_size: int, length_penalty: float
+    ) -> tuple[Beams, np.ndarray]:
+        features = finite(self.encoder.encode(pixels))  # (B, *config.features_shape)
         return self.search_features(features, beam_size, length_penalty), features
 
     def caption_features(
@@ -238,22 +248,23 @@ class Captioner(BaseCaptioner):
         for start in range(0, len(features), DECODING_BATCH):
             batch = finite(features[start : start + DECODING_BATCH])
             beams = self.search_features(batch, size, length_penalty)
-            found += self.to_captions(beams, batch, length_penalty)
+            found += self.in_words(self.ranked(beams, batch, length_penalty))
         return found
 
     def search_features(self, features: np.ndarray, beam_size: int, length_penalty: float) -> Beams:
-        """What `decoding.beam_search` finds, as arrays: the beams of features (B, …)."""
+        """What `decoding.beam_search` finds of features (B, …), as arrays."""
+        check_beam_size(beam_size)
         size, penalty = tf.constant(beam_size), tf.constant(length_penalty, tf.float32)
-        found = self._beam_search(features, size, penalty)
+        found = self._compiled_search(features, size, penalty)
         return Beams(*(None if each is None else each.numpy() for each in found))
 
     @functools.cached_property
-    def _beam_search(self):
-        """Compiled; its scalars are tensors, so that another value of them is no new trace."""
-        return tf.function(self.beam_search, reduce_retracing=True)
+    def _compiled_search(self):
+        """Its scalars are tensors, so that another value of them is no new trace."""
+        return tf.function(self.search_tensors, reduce_retracing=True)
 
-    def beam_search(self, features, beam_size, length_penalty) -> Beams:
-        """Tensors: features (B, …) and two scalars -> the beams, in TensorFlow's operations."""
+    def search_tensors(self, features, beam_size, length_penalty) -> Beams:
+        """The same of tensors, to tensors: features (B, …) and two scalars; export.py traces it."""
         decoder, longest = self.decoder, self.config.max_length
         state = decoder.init_state(features)
         state = tf.nest.map_structure(lambda part: tf.repeat(part, beam_size, axis=0), state)

@@ -92,7 +92,7 @@ def main() -> None:
 
     from model import Captioner
 
-    captioner = Captioner.load(args.model)
+    captioner = Captioner.load_h5(args.model)
     captioner.check_features(features)
     if captioner.calibration is None:
         raise InputError(f"{args.model} knows no confidence: python calibrate.py {args.model}")

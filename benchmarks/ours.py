@@ -11,11 +11,12 @@ import numpy as np
 import workload
 
 from captioning import cli
+from captioning.captions import LENGTH_PENALTY
 
 TURNS = 3
 PASS = 16  # images per pass of the network, as preprocess.py has it
 BARE_IMAGES = {"vgg16": 64, "efficientnet_lite0": 512}
-ONNX_IMAGES = 256
+CAPTIONED_IMAGES = 128
 EXTRACTED_IMAGES = {"vgg16": 256, "efficientnet_lite0": workload.PHOTOS}
 
 
@@ -98,25 +99,37 @@ def extract(folder: Path, name: str) -> None:
     workload.report(ours=ours, bare=ceiling, ratio=ratio)
 
 
-def onnx(folder: Path) -> None:
-    """Images per second from pixels to greedy captions, by both files of the included captioner."""
-    from captioning.images import load_image
-    from captioning.onnx_captioner import OnnxCaptioner
-    from model import Captioner
+def photos(folder: Path, suffix: str) -> None:
+    """Seconds a photo by one of the included captioner's files: from pixels, PASS at once.
 
-    captioners = OnnxCaptioner.load(cli.INCLUDED), Captioner.load(cli.INCLUDED_H5)
-    size, paths = captioners[0].config.photo_size, workload.photos(folder)[:ONNX_IMAGES]
+    Report those of a greedy search, which are mostly the CNN's, and of what is the default.
+    """
+    from captioning.images import load_image
+
+    if suffix == "onnx":
+        from captioning.onnx_captioner import OnnxCaptioner
+
+        captioner = OnnxCaptioner.load(cli.INCLUDED)
+    else:
+        from model import Captioner
+
+        captioner = Captioner.load(cli.INCLUDED_H5)
+    paths, size = workload.photos(folder)[:CAPTIONED_IMAGES], captioner.config.photo_size
     pixels = np.stack([load_image(path, size) for path in paths])
 
-    def rate(captioner) -> float:
-        batches = np.split(pixels, range(PASS, len(pixels), PASS))
-        return len(pixels) / seconds(lambda: [captioner.decode_photos(b, 1) for b in batches])
+    def run(caption) -> None:
+        for start in range(0, len(pixels), PASS):
+            caption(pixels[start : start + PASS])
 
-    [rate(captioner) for captioner in captioners]  # traced here
-    rates = [[rate(captioner) for captioner in captioners] for _ in range(TURNS)]
-    ratio = statistics.median(onnx / h5 for onnx, h5 in rates)
-    of_onnx, of_h5 = map(statistics.median, zip(*rates, strict=True))
-    workload.report(onnx=of_onnx, h5=of_h5, ratio=ratio)
+    times = {}
+    for name, caption in (
+        ("seconds", lambda batch: captioner.search(batch, 1, LENGTH_PENALTY)),
+        ("default", captioner.decode_photos),
+    ):
+        caption(pixels[:PASS])  # traced here
+        each = [seconds(run, caption) for _ in range(TURNS)]
+        times[name] = statistics.median(each) / len(pixels)
+    workload.report(**times)
 
 
 def model(folder: Path) -> None:
@@ -138,12 +151,16 @@ def seconds(run, *arguments) -> float:
 
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
+    if task == "photos_onnx":
+        photos(folder, "onnx")  # without TensorFlow
+        sys.exit()
     cli.load_tensorflow()
     import keras
 
     keras.utils.set_random_seed(0)
     if task.startswith("extract_"):
         extract(folder, task.removeprefix("extract_"))
+    elif task == "photos_h5":
+        photos(folder, "h5")
     else:
-        tasks = (train, updown, caption, onnx, model)
-        {each.__name__: each for each in tasks}[task](folder)
+        {"train": train, "updown": updown, "caption": caption, "model": model}[task](folder)

@@ -1,4 +1,4 @@
-"""What both captioners can do: that of a .h5 and that of an .onnx. TensorFlow is not needed."""
+"""What both captioners can do: that of an .h5 and that of an .onnx. TensorFlow is not needed."""
 
 from abc import ABC, abstractmethod
 from pathlib import Path
@@ -7,12 +7,14 @@ import numpy as np
 from PIL import Image
 
 from captioning.beams import NEIGHBOURS_BEAM, Beams, Caption, rank, to_captions
-from captioning.captions import LENGTH_PENALTY, PADDING, Vocabulary
+from captioning.captions import LENGTH_PENALTY, MAX_BEAM_SIZE, PADDING, Vocabulary
 from captioning.confidence import Calibration
 from captioning.config import CaptionerConfig
 from captioning.files import InputError
 from captioning.images import array_to_pixels, image_to_pixels, load_image
 from captioning.neighbours import Neighbours
+
+DECODING_BATCH = 256  # images decoded at once: enough to fill the cores, and memory stays bounded
 
 
 class BaseCaptioner(ABC):
@@ -59,11 +61,14 @@ class BaseCaptioner(ABC):
     ) -> list[list[Caption]]:
         """The beam of every photo, best first: sentences, log-probabilities, and confidence.
 
-        Pixels are (B, S, S, 3) uint8, as `images.load_image` gives them at the config's photo_size.
+        Pixels are (N, S, S, 3) uint8, as `images.load_image` gives them at the config's photo_size.
         Without a size, it is `self.beam_size`. Raises InputError if a feature is NaN or infinite.
         """
-        size = self.beam_size if beam_size is None else beam_size
-        return self.to_captions(*self.search(pixels, size, length_penalty), length_penalty)
+        found = []
+        for start in range(0, len(pixels), DECODING_BATCH):
+            batch = pixels[start : start + DECODING_BATCH]
+            found += self.in_words(self.ranked_beams(batch, beam_size, length_penalty))
+        return found
 
     def explain(
         self, pixels: np.ndarray, beam_size: int | None = None
@@ -74,39 +79,48 @@ class BaseCaptioner(ABC):
         after those before it, (T,), whose product is the caption's probability; and how much it
         looked at each cell of the photo, (T, cells), or None without attention.
         """
-        size = self.beam_size if beam_size is None else beam_size
-        beams, features = self.search(pixels[None], size, LENGTH_PENALTY)
-        beams = self.ranked(beams, features, LENGTH_PENALTY)
-        (captions,) = to_captions(beams, self.vocabulary, self.calibration)
-        tokens = beams.tokens[0, 0]  # (max_length,)
+        beams = self.ranked_beams(pixels[None], beam_size, LENGTH_PENALTY)
+        (captions,), tokens = self.in_words(beams), beams.tokens[0, 0]  # (max_length,)
         tokens = tokens[tokens != PADDING]  # (T,)
         words = [self.vocabulary.words[i] for i in tokens]
         looked = None if beams.attention is None else beams.attention[0, 0, : len(words)]
         return captions, words, np.exp(beams.log_probs[0, 0, : len(words)]), looked
 
-    def to_captions(
-        self, beams: Beams, features: np.ndarray, length_penalty: float
-    ) -> list[list[Caption]]:
-        """What `search` has found, in its final order, with words and confidence."""
-        beams = self.ranked(beams, features, length_penalty)
-        return to_captions(beams, self.vocabulary, self.calibration)
+    def ranked_beams(
+        self, pixels: np.ndarray, beam_size: int | None, length_penalty: float
+    ) -> Beams:
+        """What `search` finds of pixels (B, S, S, 3), in its final order."""
+        size = self.beam_size if beam_size is None else beam_size
+        return self.ranked(*self.search(pixels, size, length_penalty), length_penalty)
 
     def ranked(self, beams: Beams, features: np.ndarray, length_penalty: float) -> Beams:
-        """Beams in the order of the neighbours, if there are any."""
+        """Beams in the order of the neighbours of features (B, …), if there are any."""
         if self.neighbours is None:
             return beams
         return rank(beams, features, self.neighbours, length_penalty)
 
+    def in_words(self, beams: Beams) -> list[list[Caption]]:
+        """Beams as captions, with confidence where it is known."""
+        return to_captions(beams, self.vocabulary, self.calibration)
 
-def described(
-    words: list[str], description: dict, neighbours: Neighbours | None
-) -> tuple[Vocabulary, CaptionerConfig]:
-    """Of what a captioner's file holds; raises InputError where its parts do not fit together."""
-    if not isinstance(description, dict):
+
+def check_beam_size(size: int) -> None:
+    """Raises InputError unless there is something to search, in memory that a machine has."""
+    if not 1 <= size <= MAX_BEAM_SIZE:
+        raise InputError(f"a beam of {size}: choose between 1 and {MAX_BEAM_SIZE}")
+
+
+def parse_description(words: list[str], config: dict) -> tuple[Vocabulary, CaptionerConfig]:
+    """Of what a captioner's file holds; raises InputError where it does not fit together."""
+    if not isinstance(config, dict):
         raise InputError("its config is not an object")
-    vocabulary, config = Vocabulary(words), CaptionerConfig.parse(description)
+    vocabulary, config = Vocabulary(words), CaptionerConfig.parse(config)
     if len(vocabulary) != config.vocabulary_size:
         raise InputError(f"{len(vocabulary)} words for {config.vocabulary_size} outputs")
+    return vocabulary, config
+
+
+def check_neighbours(neighbours: Neighbours | None, config: CaptionerConfig) -> None:
+    """Raises InputError if there are neighbours, of other features than the captioner's."""
     if neighbours and len(neighbours.mean) != config.feature_size:
         raise InputError(f"its neighbours' features are of {len(neighbours.mean)} floats")
-    return vocabulary, config

@@ -42,6 +42,7 @@ IMAGE_COLUMNS = ("image", "images", "image_id", "image_name", "image_path")
 IMAGE_COLUMNS += ("file", "file_name", "filename", "photo", "path", "name", "id")
 CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description", "sentence")
 LENGTH_PENALTY = 0.8  # of beam search, chosen on Flickr8k's dev split; here, where --help sees it
+MAX_BEAM_SIZE = 1000  # hypotheses of each image; 10 are enough
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset")  # names in data sets
 CAPTION_FILES = ("captions.txt", "Flickr8k.token.txt", "captions.csv")
 CAPTION_FILES += ("dataset_flickr8k.json", "dataset_flickr30k.json", "dataset_coco.json")

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from captioning.captions import LENGTH_PENALTY
+from captioning.captions import LENGTH_PENALTY, MAX_BEAM_SIZE
 from captioning.files import ROOT, InputError, check_writable, one_line
 
 TRAINED = Path("models/caption_model.h5")  # train.py's default
@@ -65,6 +65,7 @@ def number(kind: type, allowed: Callable[[float], bool], wanted: str) -> Callabl
 positive_int = number(int, lambda value: value >= 1, "1 or more")
 seed = number(int, lambda value: 0 <= value < 2**32, f"between 0 and {2**32 - 1}")
 positive_float = number(float, lambda value: 0 < value < float("inf"), "above 0")
+beam_size = number(int, lambda value: 1 <= value <= MAX_BEAM_SIZE, f"from 1 to {MAX_BEAM_SIZE}")
 fraction = number(float, lambda value: 0 <= value < 1, "from 0 to below 1")
 finite_number = number(float, math.isfinite, "a finite number")
 
@@ -87,7 +88,8 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
 def add_weights_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of the CNN's weights."""
     why = "the CNN's: imagenet (which Keras downloads once; EfficientNet-Lite's are included), "
-    why += "the file that it downloads, or random (tests only); in captioning as in preprocess.py"
+    why += "the file that it downloads, or random (tests only); in captioning as in preprocess.py. "
+    why += "An .onnx has its own"
     parser.add_argument("--weights", default="imagenet", metavar="imagenet|FILE|random", help=why)
 
 
@@ -148,7 +150,7 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     why = "hypotheses kept at each step; 1 is greedy decoding, more find better captions "
     why += "(default: 10 where the captioner has neighbours to choose by, else 1)"
-    add("--beam_size", type=positive_int, metavar="K", help=why)
+    add("--beam_size", type=beam_size, metavar="K", help=why)
     why = "ranks a beam by log-probability / length ** penalty: 0 favours short captions, 1 long"
     add("--length_penalty", type=finite_number, default=LENGTH_PENALTY, help=why)
     why = "keep a beam's order by probability where the captioner has neighbours; no confidence"
@@ -194,7 +196,7 @@ def load_tensorflow() -> None:
 
     Raises InputError if TensorFlow is not installed.
     """
-    need("this", "-r requirements.txt, with Python 3.11 to 3.13", "tensorflow")
+    need("all but captioning by an .onnx", "-r requirements.txt", "tensorflow")
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     os.environ["KERAS_BACKEND"] = "tensorflow"

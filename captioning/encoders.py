@@ -93,8 +93,14 @@ class Encoder:
             network = keras.Model(network.input, features)
         self.network, self.features_shape = network, network.output_shape[1:]
         batch = tf.TensorSpec((None, self.image_size, self.image_size, 3), tf.uint8)
-        self.run = lambda pixels: self.network(scale(tf.cast(pixels, tf.float32)))
+        self._scale = scale
         self._run_compiled = tf.function(self.run, input_signature=[batch])
+
+    def run(self, pixels):
+        """Tensors: pixels (B, image_size, image_size, 3) uint8 -> (B, *features_shape) float32."""
+        import tensorflow as tf
+
+        return self.network(self._scale(tf.cast(pixels, tf.float32)))
 
     def encode(self, images: np.ndarray) -> np.ndarray:
         """Features of a batch: (B, S, S, 3) uint8 -> (B, *features_shape) of `dtype`.

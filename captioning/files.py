@@ -24,6 +24,11 @@ def is_file(path: str | Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - Path.is_file raises for names that are too long
 
 
+def is_onnx(path: str | Path) -> bool:
+    """Whether a captioner's file is an .onnx, by its name; otherwise it is an .h5."""
+    return Path(path).suffix.lower() == ".onnx"
+
+
 def one_line(text: object, limit: int = 300) -> str:
     """Text from elsewhere, escaped: it might break the line or control the terminal."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])

@@ -1,8 +1,9 @@
 #!/bin/sh
-# Makes models/flickr8k_seedN.ranked.h5 from Flickr8k (python data/download.py), in about an hour:
+# Makes models/flickr8k_seedN.ranked.h5, and .onnx, from Flickr8k (python data/download.py), in about an hour:
 #   sh models/make_captioner.sh [N]
-# With N = 0 that is models/flickr8k_captioner.h5, but for differences between machines.
-# A step that was stopped continues when the same command is given again, but for the last two, which take a minute.
+# With N = 0 that is models/flickr8k_captioner.h5 and .onnx, but for differences between machines. The last step needs
+# requirements-export.txt. A step that was stopped continues when the same command is given again, but for the last three,
+# which take a minute or two.
 set -e
 seed=${1:-0}
 cd "$(dirname "$0")/.."
@@ -18,3 +19,4 @@ python train.py --decoder updown --units 512 --epochs 4 --keep last --learning_r
   --seed "$seed" --data_dir data/mirrored --model_path "$run.h5" --resume
 python ensemble.py "$run.h5" --neighbours data/grid --model_path "$run.ranked.h5" --overwrite
 python calibrate.py "$run.ranked.h5" --data_dir data/grid
+python export.py --model_path "$run.ranked.h5" --overwrite

@@ -11,7 +11,7 @@ from helpers import EXAMPLES, ROOT, run_here, run_script
 
 import generate_caption
 from captioning import cli
-from captioning.cli import INCLUDED
+from captioning.cli import INCLUDED_H5
 
 
 def run(main) -> int:
@@ -25,7 +25,7 @@ def test_another_project_s_keras_settings_do_not_count(said, tmp_path):
     (tmp_path / "keras.json").write_text(json.dumps(settings))
     env = os.environ | {"KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path)}
     photo = EXAMPLES / "donna.jpg"
-    options = ("--image_path", photo, "--model_path", INCLUDED, "--beam_size", 3)
+    options = ("--image_path", photo, "--model_path", INCLUDED_H5, "--beam_size", 3)
     done = run_script("generate_caption.py", *options, env=env)
     assert done.stdout == f"{photo}\t{said['donna.jpg']}\n"
 
@@ -106,7 +106,7 @@ def test_bad_arguments_are_found_before_the_work(tmp_path):
         (("train.py", "--model_path", f"{under}.h5"), 1, f"cannot write {under}.h5: "),
         (("train.py", "--model_path", tmp_path / ("x" * 250 + ".h5")), 1, "File name too long"),
         (("finetune.py", "x.h5", "--model_path", f"{under}.h5"), 1, f"cannot write {under}.h5: "),
-        (("evaluate.py", "--model_path", INCLUDED, "--output_dir", under), 1, "cannot write"),
+        (("evaluate.py", "--model_path", INCLUDED_H5, "--output_dir", under), 1, "cannot write"),
     ):
         done = run_here(*command, code=code)
         assert message in done.stderr

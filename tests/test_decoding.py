@@ -43,7 +43,9 @@ def search(tables: np.ndarray, beam_size: int, length_penalty: float = 0.0) -> B
         sizes = images, beam_size, MAX_LENGTH, length_penalty
         return beam_search(step, state, *sizes, attended=lambda state: state[2])
 
-    return Beams(*(part if part is None else part.numpy() for part in compiled(beam_size)))
+    return Beams(
+        *(part if part is None else part.numpy() for part in compiled(tf.constant(beam_size)))
+    )
 
 
 def reference_beam(table: np.ndarray, beam_size: int) -> list[tuple[tuple[int, ...], float]]:

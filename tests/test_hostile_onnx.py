@@ -9,11 +9,11 @@ import pytest
 from helpers import CONFIGS, PeakMemory, photographing, run_here, run_script, tiny_photos, untrained
 from onnx import TensorProto, helper, numpy_helper
 
-import export
 from captioning.files import InputError
 from captioning.neighbours import Neighbours
-from captioning.onnx_captioner import OnnxCaptioner
-from captioning.onnx_file import complete
+from captioning.onnx_captioner import OnnxCaptioner, open_session
+from captioning.onnx_check import check
+from captioning.onnx_export import convert, serialize
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def content() -> bytes:
     captions = {row: [[4 + row // 2, 8], [6]] for row in range(4)}
     features = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
     captioner.neighbours = Neighbours.of(features, captions)
-    return complete(export.convert(captioner), captioner, half=False)
+    return serialize(convert(captioner), captioner, half=False)
 
 
 @pytest.fixture
@@ -87,10 +87,11 @@ def external_constant(model):
     model.graph.node.append(helper.make_node("Constant", [], ["hidden"], value=tensor))
 
 
-def external_sparse(model):
-    tensor = elsewhere(numpy_helper.from_array(np.zeros(9, np.float32), "hidden"))
+def sparse(model):
+    values = numpy_helper.from_array(np.zeros(9, np.float32), "hidden")
     indices = numpy_helper.from_array(np.arange(9))
-    model.graph.sparse_initializer.append(helper.make_sparse_tensor(tensor, indices, [9]))
+    tensor = helper.make_sparse_tensor(values, indices, [10**12])
+    model.graph.node.append(helper.make_node("Constant", [], ["hidden"], sparse_value=tensor))
 
 
 def foreign_operator(model):
@@ -100,6 +101,14 @@ def foreign_operator(model):
 
 def foreign_operator_in_the_loop(model):
     loop(model).node.append(helper.make_node("Any", [], ["x"], domain="evil"))
+
+
+def unknown_operator(model):
+    model.graph.node.append(helper.make_node("MemcpyFromHost", ["pixels"], ["x"]))
+
+
+def other_opset(model):
+    model.opset_import[0].version = 21
 
 
 def foreign_domain(model):
@@ -145,6 +154,21 @@ def other_output(model):
     model.graph.output.append(helper.make_tensor_value_info("secret", TensorProto.UINT8, None))
 
 
+def sequence(model):
+    """One of the neighbours' arrays as a list of arrays."""
+    output = named(model.graph.output, "neighbours_axes")
+    (node,) = (node for node in model.graph.node if output.name in node.output)
+    node.op_type = "SequenceConstruct"
+    info = helper.make_tensor_sequence_value_info(output.name, TensorProto.FLOAT16, None)
+    output.CopyFrom(info)
+
+
+def attention(model):
+    """Of a captioner that has no cells."""
+    model.graph.node.append(helper.make_node("Identity", ["log_probs"], ["attention"]))
+    model.graph.output.append(helper.make_tensor_value_info("attention", TensorProto.FLOAT, None))
+
+
 def constant(name: str, change):
     """Change one of the neighbours' arrays."""
 
@@ -163,12 +187,14 @@ CRAFTED = {
     "external data": (external, "is in another file"),
     "external data in the loop": (external_in_the_loop, "is in another file"),
     "an external constant": (external_constant, "'hidden' is in another file"),
-    "an external sparse array": (external_sparse, "'hidden' is in another file"),
-    "an operator from elsewhere": (foreign_operator, "operators of 'com.microsoft'"),
-    "an operator from elsewhere in the loop": (foreign_operator_in_the_loop, "of 'evil'"),
-    "a domain from elsewhere": (foreign_domain, "operators of 'evil'"),
-    "an operator from elsewhere for training": (training, "operators of 'evil'"),
-    "a function": (function, "brings a function"),
+    "a sparse array of 10 ** 12 floats": (sparse, "has a SparseTensorProto"),
+    "an operator from elsewhere": (foreign_operator, "an operator 'Inverse' of 'com.microsoft'"),
+    "an operator from elsewhere in the loop": (foreign_operator_in_the_loop, "'Any' of 'evil'"),
+    "an operator that is no standard's": (unknown_operator, "an operator 'MemcpyFromHost' of ''"),
+    "a domain from elsewhere": (foreign_domain, "operators of 'evil', version 1"),
+    "operators of another version": (other_opset, "operators of '', version 21"),
+    "a training": (training, "has a TrainingInfoProto"),
+    "a function": (function, "has a FunctionProto"),
     "an array of 10 ** 18 floats": (huge, "claims more than the file holds"),
     "an array of fewer than no floats": (negative, "claims more than the file holds"),
     "an array that is too short": (too_short, "ONNX Runtime: "),
@@ -186,9 +212,10 @@ CRAFTED = {
         "not of visible characters",
     ),
     "a config of a list": (say(config="[]"), "its config is not an object"),
-    "longer captions": (configure(max_length=30), "not of the sizes in its config"),
+    "a sequence of arrays": (sequence, "its outputs are not tokens, scores"),
+    "attention to nothing": (attention, "its outputs are not tokens, scores"),
     "captions of a million words": (configure(max_length=10**6), "max_length is 1000000"),
-    "other features": (configure(feature_size=13), "features are of 12 floats"),
+    "other features": (configure(feature_size=13), "neighbours' features are of 12 floats"),
     "an unknown field": (configure(code="x"), "should not have, code"),
     "a calibration of two numbers": (say(calibration="[0.1, 0.2]"), "is not of three numbers"),
     "a calibration that is NaN": (say(calibration="[NaN, 0.0, 1.0]"), "is not of three numbers"),
@@ -217,17 +244,57 @@ def test_as_it_was_it_is_read(content, tmp_path):
     assert OnnxCaptioner.load(tmp_path / "m.onnx").decode_photos(tiny_photos(2))[0][0].text
 
 
-def test_words_that_are_not_there_are_not_looked_up(model):
-    """The graph's own constants say which word comes next: such a file may say anything."""
-    output = named(model.graph.output, "tokens")
-    for node in model.graph.node:
-        node.output[:] = ["own_tokens" if name == "tokens" else name for name in node.output]
-    million = numpy_helper.from_array(np.array(10**6, np.int32), "million")
-    model.graph.initializer.append(million)
-    model.graph.node.append(helper.make_node("Add", ["own_tokens", "million"], [output.name]))
+def changed(name: str, operator: str, value):
+    """An output is what the operator makes of it and a value."""
+
+    def spoil(model):
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = ["own" if each == name else each for each in names]
+        model.graph.initializer.append(numpy_helper.from_array(np.array(value), "value"))
+        model.graph.node.append(helper.make_node(operator, ["own", "value"], [name]))
+        named(model.graph.output, name).type.tensor_type.ClearField("shape")
+
+    return spoil
+
+
+LIES = {
+    "longer captions": (configure(max_length=30), "of other shapes"),
+    "one word": (changed("tokens", "Reshape", [-1]), "of other shapes"),
+    "scores of nothing": (changed("scores", "Reshape", [-1]), "of other shapes"),
+    "other features": (changed("features", "Reshape", [-1, 1, 6]), "of other shapes"),
+    "words beyond the last": (changed("tokens", "Add", np.int32(10**6)), "words that it does not"),
+    "words below 0": (changed("tokens", "Sub", np.int32(10**6)), "words that it does not have"),
+    "an end that comes first": (changed("tokens", "Mul", np.int32(0)), "words that it does not"),
+    "a probability of e ** 999": (changed("scores", "Sub", np.float32(-999)), "no probability"),
+    "a probability of NaN": (changed("log_probs", "Mul", np.float32("nan")), "no probability"),
+    "features that are NaN": (changed("features", "Mul", np.float32("nan")), "NaN or infinite"),
+}
+
+
+@pytest.mark.parametrize(("spoil", "message"), LIES.values(), ids=LIES)
+def test_a_graph_that_lies_is_told_of(model, spoil, message):
+    spoil(model)
     captioner = OnnxCaptioner.parse(model.SerializeToString())
-    with pytest.raises(InputError, match="words that it does not have"):
-        captioner.decode_photos(tiny_photos(1), 2)
+    with pytest.raises(InputError, match=message):
+        captioner.decode_photos(tiny_photos(2), 2)
+
+
+def test_what_is_checked_is_what_is_read(model, content):
+    """Not ONNX Runtime's own format in the same bytes, nor fields that the check does not know."""
+    unknown = b"\xfa\x7f\x05hello"  # field 2047, of a length of 5
+    assert check(content + unknown) == check(content)
+    # In that format, bytes 4 to 8 are ORTM; here they are a part of the producer's name.
+    model.producer_name = "RTM" + "x" * 2**15
+    name = model.producer_name.encode()
+    field = b"\x12" + bytes(
+        [0x80 | len(name) % 128, 0x80 | len(name) // 128 % 128, len(name) >> 14]
+    )
+    model.ClearField("producer_name")
+    disguised = field + b"ORTM" + name[4:] + model.SerializeToString()
+    assert onnx.load_model_from_string(disguised).producer_name.startswith("ORTM")
+    session = open_session(disguised)  # as ONNX, or it would fail
+    assert session.get_inputs()[0].name == "pixels"
 
 
 @pytest.mark.parametrize("keep", [0, 7, 2000, -1000])
@@ -244,7 +311,8 @@ import sys
 from pathlib import Path
 import numpy as np
 from captioning.files import InputError
-from captioning.onnx_captioner import OnnxCaptioner
+from captioning.onnx_captioner import OnnxCaptioner, open_session
+from captioning.onnx_check import check
 
 content, spoilt, read = Path(sys.argv[1]).read_bytes(), Path(sys.argv[2]), 0
 for seed in range(int(sys.argv[3])):
@@ -277,7 +345,7 @@ def test_other_files_and_wrong_use_are_named(content, tmp_path):
     for make, arguments, message in (
         (lambda: path.mkdir(), (), "no such model"),
         (lambda: path.rmdir(), (), "no such model"),
-        (lambda: path.write_bytes(content), ("--weights", "random"), "has the CNN's weights in it"),
+        (lambda: path.write_bytes(content), ("--weights", "random"), "leave out --weights"),
         (lambda: path.write_text("a text"), (), "no ONNX model, or is cut off"),
         (lambda: path.write_bytes(bytes(99)), (), "cut off"),
     ):
@@ -286,6 +354,6 @@ def test_other_files_and_wrong_use_are_named(content, tmp_path):
         (told,) = run_here(*command, code=1).stderr.splitlines()
         assert message in told
     with path.open("wb") as file:
-        file.truncate(2**31 + 1)
-    with pytest.raises(InputError, match="larger than 2 GB"):
+        file.truncate(2**30 + 1)
+    with pytest.raises(InputError, match="more than 1 GB"):
         OnnxCaptioner.load(path)

@@ -109,7 +109,13 @@ def test_deep_pixels_are_scaled_by_their_range(bits, tmp_path):
     """In files and arrays of 16 and 32 bits, grey and in colours: not black, not clipped."""
     values = np.round(GREY * (2**bits - 1) / 255).astype(np.uint16)
     colours = np.stack([values] * 3, axis=-1)
-    for name, array in (("grey.png", values[..., None]), ("colours.png", colours)):
+    opaque = np.full_like(values, 2**16 - 1)[..., None]
+    for name, array in (
+        ("grey.png", values[..., None]),
+        ("grey_alpha.png", np.concatenate([values[..., None], opaque], axis=-1)),
+        ("colours.png", colours),
+        ("colours_alpha.png", np.concatenate([colours, opaque], axis=-1)),
+    ):
         (tmp_path / name).write_bytes(tf.io.encode_png(array).numpy())
     Image.fromarray(values.astype(np.int32)).save(tmp_path / "grey.tif")
     read = [load_image(path) for path in tmp_path.iterdir()]

@@ -56,6 +56,18 @@ def test_the_h5_exports_to_what_is_included(tmp_path):
 
 
 @pytest.mark.long
+def test_both_files_say_the_same_of_flickr8k_s_photos(flickr8k):
+    names = read_split_lists(flickr8k)["dev"][:200]
+    photos = np.stack([load_image(flickr8k / "Images" / name) for name in names])
+    said = []
+    for captioner in (OnnxCaptioner.load(INCLUDED), Captioner.load(INCLUDED_H5)):
+        batches = np.split(photos, range(20, len(photos), 20))
+        said.append([b[0].text for batch in batches for b in captioner.decode_photos(batch)])
+    assert sum(map(str.__eq__, *said)) >= 0.99 * len(names)
+    assert len(set(said[0])) > 150
+
+
+@pytest.mark.long
 def test_it_doubts_what_it_says_of_drawings(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [str(ROOT / "benchmarks"), *sys.path])
     import drawings

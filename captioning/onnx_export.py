@@ -1,63 +1,72 @@
-"""The content of a captioner's .onnx: a stranger's is checked, export.py's completed.
-
-It needs the onnx package, which captioning by the included file does without.
-"""
+"""From a captioner to the content of an .onnx: by tf2onnx, and what `OnnxCaptioner` looks for."""
 
 import json
+import logging
 import tempfile
-from collections.abc import Iterator
 from dataclasses import asdict
 
+import keras
 import numpy as np
 import onnx
 import onnxruntime
-from google.protobuf.message import Message
-from onnx import FunctionProto, NodeProto, OperatorSetIdProto, TensorProto, helper, numpy_helper
+import tensorflow as tf
+import tf2onnx
+from onnx import TensorProto, helper, numpy_helper
 
 from captioning.captioner import BaseCaptioner
 from captioning.captions import LENGTH_PENALTY
-from captioning.files import InputError
+from captioning.files import InputError, one_line
 from captioning.onnx_captioner import (
     ATTENTION,
+    FEATURES,
     FORMAT_VERSION,
+    FOUND,
     INPUTS,
     NEIGHBOURS,
-    OUTPUTS,
     open_session,
 )
+from captioning.onnx_check import OPSET, STANDARD
 
-STANDARD = ("", "ai.onnx")  # domains of operators, two names of one
 WORTH_HALVING = 1024  # numbers of an array
 
 
-def check(content: bytes) -> None:
-    """Raises ValueError if a file asks for more than standard operators on what it holds itself.
+def convert(captioner) -> onnx.ModelProto:
+    """From pixels to what a beam search finds: the graph of a `model.Captioner`.
 
-    ONNX Runtime would open the files that it names, and call the code of other operators.
+    Raises InputError where an operation has no counterpart.
     """
+    encoder = captioner.encoder
+    variables = [*encoder.network.weights, *captioner.decoder.network.weights]
+
+    # The weights are inputs, until all is converted. As constants they would be copied again and
+    # again, VGG16's to more than the memory of most machines.
+    @tf.function
+    def run(pixels, beam_size, length_penalty, *weights):
+        with keras.StatelessScope(zip(variables, weights, strict=True)):
+            features = encoder.run(pixels)  # (B, *features_shape)
+            features = tf.cast(tf.cast(features, encoder.dtype), tf.float32)  # as `encode` rounds
+            beams = captioner.search_tensors(features, beam_size, length_penalty)._asdict()
+        grid = len(features.shape) == 3  # of which the neighbours take the mean alone
+        beams["features"] = tf.reduce_mean(features, axis=1) if grid else features  # (B, F)
+        return {name: part for name, part in beams.items() if part is not None}
+
+    side = encoder.image_size
+    signature = [
+        tf.TensorSpec((None, side, side, 3), tf.uint8, "pixels"),
+        tf.TensorSpec((), tf.int32, "beam_size"),
+        tf.TensorSpec((), tf.float32, "length_penalty"),
+    ]
+    values = {f"weights_{number}": variable.numpy() for number, variable in enumerate(variables)}
+    signature += [tf.TensorSpec(array.shape, array.dtype, name) for name, array in values.items()]
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)  # what fails is told below
     try:
-        model = onnx.load_model_from_string(content)
-    except Exception as error:  # protobuf's own
-        raise ValueError("it is no ONNX model, or is cut off") from error
-    for part in parts(model):
-        if isinstance(part, FunctionProto):
-            raise ValueError(f"it brings a function, {part.name!r:.50}")
-        if isinstance(part, NodeProto | OperatorSetIdProto) and part.domain not in STANDARD:
-            raise ValueError(f"it needs operators of {part.domain!r:.50}")
-        if isinstance(part, TensorProto):
-            if part.external_data or part.data_location != TensorProto.DEFAULT:
-                raise ValueError(f"its array {part.name!r:.50} is in another file")
-            if min(part.dims, default=0) < 0 or np.prod(part.dims, dtype=object) > len(content):
-                raise ValueError(f"its array {part.name!r:.50} claims more than the file holds")
-
-
-def parts(message: Message) -> Iterator[Message]:
-    """A message and all that is in it, at any depth: in loops, attributes, sparse arrays."""
-    yield message
-    for field, value in message.ListFields():
-        if field.message_type:
-            for part in [value] if isinstance(value, Message) else value:
-                yield from parts(part)
+        model, _ = tf2onnx.convert.from_function(run, signature, opset=OPSET)
+    except Exception as error:  # of many kinds
+        raise InputError(f"tf2onnx cannot convert the captioner: {one_line(error)}") from error
+    # Constants that the CNN's layers hold beside their weights have become inputs, too.
+    captured = run.get_concrete_function(*signature).graph.captures
+    put_values(model.graph, values | {inside.name: each.numpy() for each, inside in captured})
+    return fold_constants(model)
 
 
 def put_values(graph: onnx.GraphProto, values: dict[str, np.ndarray]) -> None:
@@ -67,7 +76,11 @@ def put_values(graph: onnx.GraphProto, values: dict[str, np.ndarray]) -> None:
     """
     operators = {node.op_type for node in graph.node if not onnx.defs.has(node.op_type)}
     if operators:
-        raise InputError(f"ONNX has no counterpart of {', '.join(sorted(operators))}")
+        names = ", ".join(sorted(operators))
+        raise InputError(
+            f"ONNX has no counterpart of {names}, which the captioner needs. Train one with "
+            f"another --encoder."
+        )
     inputs = [each for each in graph.input if each.name not in values]
     given = [each.name for each in graph.input if each.name in values]
     graph.initializer.extend(numpy_helper.from_array(values[name], name) for name in given)
@@ -75,7 +88,7 @@ def put_values(graph: onnx.GraphProto, values: dict[str, np.ndarray]) -> None:
     graph.input.extend(inputs)
 
 
-def folded(model: onnx.ModelProto) -> onnx.ModelProto:
+def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without what ONNX Runtime would compute of its weights at each start."""
     # This level uses standard operators alone, and suits any processor.
     level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
@@ -85,7 +98,7 @@ def folded(model: onnx.ModelProto) -> onnx.ModelProto:
         return onnx.load(f"{folder}/m")
 
 
-def complete(
+def serialize(
     model: onnx.ModelProto, captioner: BaseCaptioner, half: bool, source: str = ""
 ) -> bytes:
     """The file's content: a converted graph, with all that `OnnxCaptioner.load` looks for.
@@ -97,7 +110,7 @@ def complete(
     graph.name = "captioner"
     for used in [each for each in model.opset_import if each.domain not in STANDARD]:
         model.opset_import.remove(used)  # ONNX Runtime names all that it knows
-    order = [*INPUTS, *OUTPUTS, *ATTENTION]
+    order = [*INPUTS, *FOUND, *ATTENTION, *FEATURES]
     for values in (graph.input, graph.output):
         ordered = sorted(values, key=lambda value: order.index(value.name))
         del values[:]
@@ -112,11 +125,12 @@ def complete(
         arrays = captioner.neighbours.arrays().values()
         for name, array in zip(NEIGHBOURS, arrays, strict=True):
             add_constant(graph, name, array)
-    said = {"format_version": FORMAT_VERSION, "length_penalty": LENGTH_PENALTY, "source": source}
-    said |= {"config": asdict(captioner.config), "vocabulary": captioner.vocabulary.words}
+    metadata = {"format_version": FORMAT_VERSION, "source": source}
+    metadata["length_penalty"] = LENGTH_PENALTY  # for other programs
+    metadata |= {"config": asdict(captioner.config), "vocabulary": captioner.vocabulary.words}
     if captioner.calibration:
-        said["calibration"] = captioner.calibration
-    helper.set_model_props(model, {name: json.dumps(value) for name, value in said.items()})
+        metadata["calibration"] = captioner.calibration
+    helper.set_model_props(model, {name: json.dumps(value) for name, value in metadata.items()})
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
