@@ -1,7 +1,7 @@
 # make demo       set up .venv, caption photos; draw a sample set, train on it, score it
 # make test       the tests, in minutes                make test-long   those that take longer
 # make app        a page in the browser to try a captioner on
-# make bench      speed beside what else there is, a quarter of an hour
+# make bench      speed beside what else there is, twenty minutes
 # make pictures   those of README.md and docs/         make lint        ruff, lint and format
 # make clean      remove what these made
 

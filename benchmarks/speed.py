@@ -1,4 +1,4 @@
-"""Measure this repository beside what one would otherwise run: `make bench`, a quarter of an hour.
+"""Measure this repository beside what one would otherwise run: `make bench`, twenty minutes.
 
     python benchmarks/speed.py [--work_dir DIR] [--torch_python PYTHON]
 
