@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.captions import (
-    SPECIAL_TOKENS,
-    Vocabulary,
+from captioning.caption_files import Columns
+from captioning.captions import SPECIAL_TOKENS, SPLITS, Vocabulary
+from captioning.dataset import (
     check_splits,
+    content_hash,
     find_dataset,
     random_splits,
     read_captions,
@@ -41,7 +42,7 @@ from captioning.features import (
     remove_shards,
     shard_files,
 )
-from captioning.files import InputError, is_file, one_line, save_pickle, sha256
+from captioning.files import InputError, is_file, one_line, save_pickle
 from captioning.images import IMAGE_SUFFIXES, READING, typical_side
 
 
@@ -51,7 +52,16 @@ def parse_arguments() -> argparse.Namespace:
     add, positive = parser.add_argument, cli.positive_int
     add("--dataset_dir", type=Path, default="data/flickr8k", help="photos, captions, split lists")
     add("--images_dir", type=Path, help="the photos, when not in DATASET_DIR/Images")
-    add("--captions_file", type=Path, help="the captions, when not in DATASET_DIR")
+    why = "the captions, when not in DATASET_DIR: files of any form in data/README.md, or the "
+    why += "folder of the photos, where each has a text file beside it"
+    add("--captions_file", type=Path, nargs="+", metavar="FILE", help=why)
+    why = "what the captions file calls the images' names, and the captions, where it is none of "
+    why += "the usual words"
+    add("--image_column", metavar="NAME", help=why)
+    add("--caption_column", metavar="NAME", help="see --image_column")
+    for split in SPLITS:
+        why = f"a file with the name of a {split} image a line; see data/README.md"
+        add(f"--{split}_list", type=Path, metavar="FILE", help=why)
     add("--splits_dir", type=Path, help="the split lists, when not in DATASET_DIR")
     add("--output_dir", type=Path, default="data", help="where the two pickles go")
     why = "the frozen CNN: " + ", ".join(ENCODERS)
@@ -80,9 +90,11 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, check, extract, count, write; nothing is written before everything is checked."""
     args = parse_arguments()
-    images_dir, captions_file = find_dataset(args.dataset_dir, args.images_dir, args.captions_file)
-    cli.log(f"captions: {captions_file}; photos: {images_dir}")
-    captions, splits = read_captions(captions_file)
+    images_dir, files = find_dataset(args.dataset_dir, args.images_dir, args.captions_file)
+    names = ", ".join(map(str, files))
+    cli.log(f"captions: {names}; photos: {images_dir}")
+    columns = Columns(args.image_column, args.caption_column)
+    captions, splits = read_captions(files, images_dir, columns)
     captions, splits, source = choose_splits(args, images_dir, captions, splits)
     splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
     splits = drop_missing(splits, images_dir, args.allow_missing)
@@ -98,8 +110,8 @@ def main() -> None:
     text = text_of(args, captions, splits)
     names = ("min_word_count", "captions_per_image", "limit", "seed")
     text["settings"] = {
-        "captions_file": captions_file.name,
-        "captions_sha256": sha256(captions_file),
+        "captions_file": ", ".join(file.name for file in files),
+        "captions_sha256": content_hash(files),
         "splits": source,
         **{name: getattr(args, name) for name in names},
     }
@@ -118,8 +130,11 @@ def choose_splits(args, images_dir: Path, captions, splits) -> tuple[dict, dict,
 
     Splits are the captions file's own, those of the official lists, or random ones.
     """
-    source = "captions file"
-    if splits is None or args.splits_dir:
+    source, given = "captions file", {split: getattr(args, f"{split}_list") for split in SPLITS}
+    given = {split: path for split, path in given.items() if path}
+    if given:
+        splits, source = read_split_lists(args.dataset_dir, given), "lists"
+    elif splits is None or args.splits_dir:
         splits, source = read_split_lists(args.splits_dir or args.dataset_dir), "lists"
     if splits is None and args.splits_dir:
         raise InputError(f"{args.splits_dir} has no list named like Flickr_8k.trainImages.txt.")

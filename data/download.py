@@ -21,7 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning import cli
-from captioning.captions import IMAGE_FOLDERS, SPLIT_LISTS
+from captioning.dataset import IMAGE_FOLDERS, SPLIT_LISTS
 from captioning.files import InputError, atomic_path, is_file, one_line
 from captioning.images import list_images
 

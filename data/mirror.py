@@ -23,7 +23,7 @@ from PIL import ImageOps
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning import cli
-from captioning.captions import (
+from captioning.dataset import (
     SPLIT_LISTS,
     check_splits,
     find_dataset,
@@ -48,10 +48,10 @@ def main() -> None:
     add("--output_dir", type=Path, default="data/flickr8k_mirrored", help=why)
     add("--seed", type=cli.seed, default=0, help="of a random split, where there are no lists")
     args = parser.parse_args()
-    images_dir, captions_file = find_dataset(args.dataset_dir)
+    images_dir, captions_files = find_dataset(args.dataset_dir)
     if args.output_dir.resolve() == args.dataset_dir.resolve():
         raise InputError("--output_dir is the data set itself: name another folder.")
-    captions, splits = read_captions(captions_file)
+    captions, splits = read_captions(captions_files, images_dir)
     splits = splits or read_split_lists(args.dataset_dir) or random_splits(captions, args.seed)
     check_splits(splits, captions)
     target = args.output_dir / "Images"

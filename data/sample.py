@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning import cli
-from captioning.captions import SPLIT_LISTS
+from captioning.dataset import SPLIT_LISTS
 from captioning.files import atomic_path
 
 SIZE = 224  # pixels a side

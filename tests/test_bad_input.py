@@ -11,7 +11,7 @@ import pytest
 from helpers import PeakMemory, run_here
 from PIL import Image
 
-from captioning.captions import read_captions
+from captioning.dataset import read_captions
 from captioning.files import InputError, one_line
 from captioning.images import IMAGE_SIZE, load_image, try_load_image
 from data.sample import write_sample
@@ -134,6 +134,7 @@ def test_the_largest_images_take_a_gigabyte_at_most(tmp_path, form, mode, side, 
 
 LONG = 10**6
 JSON = '{{"images": [{{"filename": "a", "split": {}, "sentences": [{}]}}]}}'
+SAID = '{"raw": "a dog"}'
 CAPTION_FILES = {  # name: content, and what the error must say; None: it is read
     "empty": (b"", "holds no captions"),
     "columns": (b"a.jpg,one,two\n", ":1: 3 columns.*double quotes"),
@@ -142,7 +143,9 @@ CAPTION_FILES = {  # name: content, and what the error must say; None: it is rea
     "unclosed quotes": (b'a.jpg,"a dog\nb.jpg,a cat\n', ":2: .*Mend the line's quotes"),
     "nul bytes": (b"a.jpg,a\0dog\nb.jpg,cat\0\n", None),
     "nul in the name": (b"a\0.jpg,a dog\n", "not a file name"),
-    "utf-16": ("a.jpg,a dog\n".encode("utf-16"), "not UTF-8"),
+    "utf-16": ("a.jpg,a dog\n".encode("utf-16"), None),
+    "utf-16 without a mark": ("a.jpg,a café\n".encode("utf-16-le"), "not UTF-8|columns"),
+    "utf-16 cut": ("a.jpg,a dog\n".encode("utf-16")[:-1], "not UTF-8"),
     "latin-1": ("a.jpg,a café\n".encode("latin-1"), "not UTF-8"),
     "a long caption": (b"a.jpg," + b"dog " * 201, "has 201 words; at most 200 are allowed"),
     "a long csv line": (b"a.jpg," + b"d" * LONG, "field limit"),
@@ -155,17 +158,20 @@ CAPTION_FILES = {  # name: content, and what the error must say; None: it is rea
     "empty caption": (b"a.jpg,a dog\nb.jpg,  \n", ":2: the caption of b.jpg is empty"),
     "punctuation": (b"a.jpg,a dog\nb.jpg, ...\n", ":2: the caption of b.jpg has no word"),
     "an emoji": ("a.jpg,\U0001f436\n".encode(), ":1: the caption of a.jpg has no word"),
-    "a json list": (b'[{"image": "a.jpg", "caption": "a dog"}]', "is a JSON list"),
+    "a json list": (b'[{"image": "a.jpg", "caption": "a dog"}]', None),
     "brackets in a name": (b"[a].jpg,a dog\n", None),
     "up": (b"../a.jpg,a dog\n", "not a file name inside"),
     "up in the middle": (b"a/../../b.jpg,a dog\n", "not a file name inside"),
     "up, backslashes": (b"..\\a.jpg,a dog\n", "not a file name inside"),
-    "deep json": (b'{"a":' * 100_000, "not a Karpathy"),
-    "cut json": (b'{"images": ', "not a Karpathy"),
+    "deep json": (b'{"a":' * 100_000, "nested too deeply"),
+    "cut json": (b'{"images": ', ":1: .*Mend the JSON"),
     "json, a number": (JSON.format('"train"', '{"raw": 7}').encode(), None),
-    "json, unknown split": (JSON.format('"x"', "").encode(), "not a Karpathy"),
-    "json, a long split": (JSON.format('"%s"' % ("x" * 5000), "").encode(), "KeyError: 'xxx.*…"),
-    "json, unhashable split": (JSON.format("[]", "").encode(), "not a Karpathy"),
+    "json, unknown split": (JSON.format('"x"', SAID).encode(), "split 'x' is none of train"),
+    "json, a long split": (
+        JSON.format('"%s"' % ("x" * 5000), SAID).encode(),
+        "split 'xxx.*…' is none",
+    ),
+    "json, unhashable split": (JSON.format("[]", SAID).encode(), "is none of train"),
 }
 
 

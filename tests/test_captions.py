@@ -8,16 +8,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from captioning.captions import (
-    END,
-    START,
-    UNKNOWN,
-    Vocabulary,
+from captioning.caption_files import Columns
+from captioning.captions import END, START, UNKNOWN, Vocabulary, tokenize
+from captioning.dataset import (
     check_splits,
+    find_dataset,
     random_splits,
     read_captions,
     read_split_lists,
-    tokenize,
 )
 from captioning.files import InputError
 
@@ -83,20 +81,174 @@ KARPATHY = {
 EXPECTED = {"a.jpg": ["a dog", "dogs"], "b.jpg": ["a man old"]}
 
 
+TWICE = [{"file_name": "a.jpg", "text": "A dog ."}, {"file_name": "a.jpg", "text": "Dogs"}]
+OBJECTS = [*TWICE, {"file_name": "b.jpg", "text": "A man , old"}]
+COCO = {
+    "info": {"year": 2014},
+    "images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "b.jpg"}],
+    "annotations": [
+        {"image_id": 7, "id": 1, "caption": "A dog ."},
+        {"image_id": 7, "id": 2, "caption": "Dogs"},
+        {"image_id": 9, "id": 3, "caption": "A man , old"},
+    ],
+}
+FORMS = {  # of the same captions
+    "kaggle": 'image,caption\na.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"\n',
+    "kaggle-bom-crlf-blank": (
+        '\ufeffimage,caption\r\na.jpg,A dog .\r\n\r\na.jpg,Dogs\r\nb.jpg,"A man , old"\r\n'
+    ),
+    "two-columns": 'a.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"',  # without a header
+    "token.txt-bom-crlf-blank": (
+        "\ufeffa.jpg#0\tA dog .\r\na.jpg#1\tDogs\r\n\r\nb.jpg#0\tA man , old\r\n"
+    ),
+    "semicolons": "image;caption\na.jpg;A dog .\na.jpg;Dogs\nb.jpg;A man , old\n",
+    "semicolons-two-columns": "a.jpg;A dog .\na.jpg;Dogs\nb.jpg;A man , old\n",
+    "tabs": "filename\ttext\na.jpg\tA dog .\na.jpg\tDogs\nb.jpg\tA man , old\n",
+    "flickr30k": (
+        "image_name| comment_number| comment\na.jpg| 0| A dog .\na.jpg| 1| Dogs\n"
+        "b.jpg| 0| A man , old\n"
+    ),
+    "more-columns": (
+        'id,image,caption,author\n1,a.jpg,A dog .,x\n2,a.jpg,Dogs,y\n3,b.jpg,"A man , old",x\n'
+    ),
+    "swapped": 'caption,image\nA dog .,a.jpg\nDogs,a.jpg\n"A man , old",b.jpg\n',
+    "metadata.csv": 'file_name,text\na.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"\n',
+    "metadata.jsonl": "\n".join(map(json.dumps, OBJECTS)),
+    "list": json.dumps(OBJECTS),
+    "list-of-captions": json.dumps(
+        [
+            {"image": "a.jpg", "captions": ["A dog .", "Dogs"]},
+            {"image": "b.jpg", "captions": "A man , old"},
+        ]
+    ),
+    "coco": json.dumps(COCO),
+}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_readers_agree(tmp_path, form, encoding):
+    path = tmp_path / "captions.txt"
+    path.write_bytes(FORMS[form].removeprefix("\ufeff").encode(encoding))
+    assert read_captions(path) == (EXPECTED, None)
+
+
+def test_text_files_beside_the_photos_are_captions(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.jpg", "sub/b.png", "c.jpg"):
+        (tmp_path / name).touch()
+    (tmp_path / "a.txt").write_text("A dog .\n\nDogs\n")
+    (tmp_path / "sub" / "b.txt").write_bytes("Größe".encode("utf-16"))
+    (tmp_path / "readme.txt").write_text("of no photo")
+    found = {"a.jpg": ["a dog", "dogs"], "sub/b.png": ["größe"]}
+    assert read_captions(tmp_path) == (found, None)
+    assert find_dataset(tmp_path) == (tmp_path, [tmp_path])
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        'image,caption\na.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"\n',
-        '\ufeffimage,caption\r\na.jpg,A dog .\r\n\r\na.jpg,Dogs\r\nb.jpg,"A man , old"\r\n',
-        'a.jpg,A dog .\na.jpg,Dogs\nb.jpg,"A man , old"',  # one's own, without a header
-        "\ufeffa.jpg#0\tA dog .\r\na.jpg#1\tDogs\r\n\r\nb.jpg#0\tA man , old\r\n",
+        "number\tfoto\tsatz\n1\ta.jpg\tA dog\n",
+        "satz;foto;image;caption\nA dog;a.jpg;x.jpg;wrong\n",
+        json.dumps([{"foto": "a.jpg", "satz": "A dog", "image": "x.jpg"}]),
     ],
-    ids=["kaggle", "kaggle-bom-crlf-blank", "two-columns", "token.txt-bom-crlf-blank"],
+    ids=["tabs", "semicolons", "list"],
 )
-def test_readers_agree(tmp_path, text):
+def test_columns_are_called_what_the_user_says(tmp_path, text):
     path = tmp_path / "captions.txt"
-    path.write_bytes(text.encode())
-    assert read_captions(path) == (EXPECTED, None)
+    path.write_text(text)
+    assert read_captions(path, columns=Columns("foto", "satz")) == ({"a.jpg": ["a dog"]}, None)
+    with pytest.raises(InputError, match=r"does not name the columns|no image and caption in it"):
+        read_captions(path, columns=Columns("photo!", "satz"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "image,caption,split\na.jpg,A dog,train\nb.jpg,A cat,val\nc.jpg,A cow,test\n",
+        "\n".join(
+            json.dumps({"image": f"{name}.jpg", "caption": f"A {animal}", "split": split})
+            for name, animal, split in (
+                ("a", "dog", "training"),
+                ("b", "cat", "validation"),
+                ("c", "cow", "test"),
+            )
+        ),
+    ],
+    ids=["csv", "jsonl"],
+)
+def test_a_column_of_splits_is_read(tmp_path, text):
+    path = tmp_path / "captions.txt"
+    path.write_text(text)
+    captions, splits = read_captions(path)
+    assert captions == {"a.jpg": ["a dog"], "b.jpg": ["a cat"], "c.jpg": ["a cow"]}
+    assert splits == {"train": ["a.jpg"], "dev": ["b.jpg"], "test": ["c.jpg"]}
+    for spoilt, message in (
+        (text.replace("test", "later"), "the split 'later' is none of train"),
+        (text.replace("c.jpg", "a.jpg"), "a.jpg is in the train split before"),
+        (text.replace("test", ""), "c.jpg is in no split, as others are"),
+    ):
+        path.write_text(spoilt)
+        with pytest.raises(InputError, match=message):
+            read_captions(path)
+
+
+def coco(name: str, number: int) -> str:
+    value = {"images": [{"id": number, "file_name": name}]}
+    value["annotations"] = [{"image_id": number, "id": 1, "caption": f"A {name[0]}"}]
+    return json.dumps(value)
+
+
+def test_coco_s_two_files_are_its_splits_with_their_folders(tmp_path):
+    for folder in ("annotations", "Images/train2017", "Images/val2017"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "annotations" / "captions_train2017.json").write_text(coco("a.jpg", 1))
+    (tmp_path / "annotations" / "captions_val2017.json").write_text(coco("b.jpg", 1))
+    images_dir, files = find_dataset(tmp_path)
+    captions, splits = read_captions(files, images_dir)
+    assert captions == {"train2017/a.jpg": ["a a"], "val2017/b.jpg": ["a b"]}
+    assert splits == {"train": ["train2017/a.jpg"], "dev": ["val2017/b.jpg"], "test": []}
+    assert read_captions(files) == (
+        {"a.jpg": ["a a"], "b.jpg": ["a b"]},
+        {"train": ["a.jpg"], "dev": ["b.jpg"], "test": []},
+    )
+    assert read_captions(files[0], images_dir)[1] is None  # of one file alone no split is made
+
+
+def test_hugging_face_s_folders_are_splits(tmp_path):
+    for split in ("train", "validation"):
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "x.jpg").touch()
+        line = json.dumps({"file_name": "x.jpg", "text": "a dog"})
+        (tmp_path / split / "metadata.jsonl").write_text(line)
+    images_dir, files = find_dataset(tmp_path)
+    captions, splits = read_captions(files, images_dir)
+    assert captions == {"train/x.jpg": ["a dog"], "validation/x.jpg": ["a dog"]}
+    assert splits == {"train": ["train/x.jpg"], "dev": ["validation/x.jpg"], "test": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image;text\na.jpg;b\n\nx;y;z\n", r"captions.txt:4: 3 columns where .* two"),
+        ("number,image,words\n1,a.jpg,b\n", r"first line, 'number,image,words', .* --image_column"),
+        ('[{"image": "a.jpg"}]', "entry 1: no image and caption in it, but image"),
+        ('[{"image": 7, "caption": "a"}]', "entry 1: its image or caption is no text"),
+        ('["a.jpg"]', "entry 1: no image and caption in it, but no object"),
+        ('{"image": "a", "caption": "b"}\n{"image": "a"\n', "captions.txt:2: .*Mend the JSON"),
+        ('{"image": "a",,}', "captions.txt:1: .*Mend the JSON"),
+        ('{"images": [{"id": 1}], "annotations": []}', "no file of COCO captions .*file_name"),
+        ('{"images": [], "annotations": [{"image_id": 1}]}', "no file of COCO captions"),
+        ('{"annotations": 7}', "no file of COCO captions"),
+        ("[" * 10**5, "nested too deeply"),
+    ],
+)
+def test_a_wrong_file_is_told_with_its_place_and_fix(tmp_path, text, message):
+    path = tmp_path / "captions.txt"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        read_captions(path)
+    assert len(str(error.value).splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -107,6 +259,14 @@ def test_a_header_is_known_by_its_names(tmp_path, first, rest):
     path = tmp_path / "captions.csv"
     path.write_text(f"{first}\nphoto2,a cat\n")
     assert len(read_captions(path)[0]) == 1 + rest
+
+
+def test_lists_may_have_any_names(tmp_path):
+    (tmp_path / "mine.txt").write_bytes("a.jpg\r\nb.jpg".encode("utf-16"))
+    splits = read_split_lists(tmp_path, {"train": tmp_path / "mine.txt"})
+    assert splits == {"train": ["a.jpg", "b.jpg"], "dev": [], "test": []}
+    with pytest.raises(InputError, match="no such captions file"):
+        read_split_lists(tmp_path, {"train": tmp_path / "none.txt"})
 
 
 def test_one_photo_has_one_id(tmp_path):

@@ -16,7 +16,7 @@ import pytest
 from helpers import run_here, run_script
 
 from captioning import cli, files
-from captioning.captions import SPLIT_LISTS, read_captions
+from captioning.dataset import SPLIT_LISTS, read_captions
 from data import download
 from data.sample import write_sample
 

@@ -31,7 +31,7 @@ import tensorflow as tf
 from helpers import CONFIGS, PATIENCE, PeakMemory, untrained
 from PIL import Image, ImageCms, PngImagePlugin
 
-from captioning.captions import SPLIT_LISTS, read_captions, read_split_lists
+from captioning.dataset import SPLIT_LISTS, read_captions, read_split_lists
 from captioning.files import InputError
 from captioning.images import IMAGE_SIZE, load_image
 from model import Captioner
@@ -195,12 +195,20 @@ KARPATHY = {
         {"filename": "c.jpg", "split": "test", "imgid": 7, "sentences": [{"raw": "Höhle, alt"}]},
     ]
 }
+COCO = {"images": [{"id": 7, "file_name": "a.jpg"}, {"id": 9, "file_name": "ü.jpg"}]}
+COCO["annotations"] = [{"image_id": 7, "caption": "A dog"}, {"image_id": 9, "caption": "Höhle"}]
+OBJECTS = [{"file_name": "a.jpg", "text": "A dog"}, {"image": "b", "caption": ["A man", "Größe"]}]
 CAPTIONS = [  # a text of each form that read_captions knows
     'image,caption\na.jpg,A dog .\na.jpg,Two dogs\nb.jpg,"A man , old"\nc.jpg,The girl\'s hat\n',
     'a.jpg,A dog .\r\n\r\nb.jpg,"Ein ""großes"" Haus"\r\nx/c.jpg,&quot;مرد می‌خواند&quot;',
     "a.jpg#0\tA dog .\na.jpg#1\tZwei größere Hunde\n\nb.jpg#0\tA man , old 3:30\n",
-    json.dumps(KARPATHY),
+    'id;image;caption;split\n1;a.jpg;A dog, wet;train\n2;x/ü.jpg;"Ein; Haus";val\n',
+    "image_name| comment_number| comment\na.jpg| 0| A dog .\nb.jpg| 0| A man\n",
+    "text\tfile_name\nA dog\ta.jpg\n",
     json.dumps(KARPATHY, ensure_ascii=False, indent=1),
+    json.dumps(COCO),
+    json.dumps(OBJECTS, indent=1),
+    "\n".join(map(json.dumps, OBJECTS)),
 ]
 LISTS = ["a.jpg\nb.jpg\n", "./a.jpg\r\n\r\nx/ü.jpg\r\na.jpg"]
 PIECES = [*"\0\a\t\n\r\x1b\x7f\x85\x9b\xa0\xad\",;#&<>{}[]/\\'.9", "\u0301", "\u061c", "\u200b"]
@@ -234,7 +242,7 @@ def spoilt_json(text: str, draw: random.Random) -> str:
 def spoilt_text(texts: list[str], draw: random.Random) -> bytes:
     """Changes of JSON, of lines and characters, of the encoding, and of bytes."""
     text = draw.choice(texts)
-    if text.startswith("{") and draw.random() < 0.7:
+    if text[0] in "{[" and "\n{" not in text and draw.random() < 0.7:
         text = spoilt_json(text, draw)
     for _ in range(draw.choice([0, 1, 1, 2, 3])):
         lines = text.splitlines(keepends=True) or [""]

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from helpers import EXAMPLES, ROOT, run_here
 
-from captioning.captions import Vocabulary, read_captions, read_split_lists
+from captioning.captions import Vocabulary
 from captioning.cli import INCLUDED, INCLUDED_H5, TRAINED, default_model
+from captioning.dataset import read_captions, read_split_lists
 from captioning.files import sha256
 from captioning.images import load_image
 from captioning.onnx_captioner import INCLUDED_SHA256, OnnxCaptioner

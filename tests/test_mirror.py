@@ -5,7 +5,7 @@ import pytest
 from helpers import run_here
 from PIL import Image, ImageOps
 
-from captioning.captions import read_captions, read_split_lists
+from captioning.dataset import read_captions, read_split_lists
 from captioning.images import load_image
 from data.mirror import mirror, mirror_id
 from data.sample import write_sample

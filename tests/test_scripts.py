@@ -13,7 +13,8 @@ from helpers import colours_of, run_here, shows
 from PIL import Image
 
 from captioning import features
-from captioning.captions import SPLITS, read_captions, read_split_lists
+from captioning.captions import SPLITS
+from captioning.dataset import read_captions, read_split_lists
 from captioning.encoders import Encoder
 from captioning.features import extract_features, hash_files, shard_files
 from captioning.images import load_image
@@ -108,6 +109,26 @@ def test_preprocess_options(dataset):
     assert text["captions"] == {i: captions[i][-1:] for ids in splits.values() for i in ids}
     counts = Counter(word for i in splits["train"] for word in captions[i][-1].split())
     assert set(text["vocabulary"][4:]) == {word for word, n in counts.items() if n >= 2}
+
+
+def test_preprocess_reads_another_s_forms_and_lists(dataset):
+    """COCO's captions of other columns' names and one's own lists, for what was captions.txt."""
+    captions, _ = read_captions(dataset / "captions.txt")
+    splits = read_split_lists(dataset)
+    (dataset / "captions.txt").unlink()
+    objects = [{"foto": i, "satz": line} for i, lines in captions.items() for line in lines]
+    (dataset / "mine.jsonl").write_text("\n".join(map(json.dumps, objects)))
+    options = ("--captions_file", dataset / "mine.jsonl")
+    options += ("--image_column", "foto", "--caption_column", "satz")
+    for split in SPLITS:
+        (dataset / f"Flickr_8k.{split}Images.txt").unlink()
+        (dataset / f"{split}.lst").write_text("\n".join(splits[split]))
+        options += (f"--{split}_list", dataset / f"{split}.lst")
+    preprocess(dataset, *options)
+    text = joblib.load(dataset.parent / "data" / "captions.pkl")
+    assert text["splits"] == splits
+    assert text["captions"] == {i: captions[i] for ids in splits.values() for i in ids}
+    assert text["settings"]["captions_file"] == "mine.jsonl"
 
 
 @pytest.mark.long
