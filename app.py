@@ -191,7 +191,7 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
     if weights is not None:
         side = math.isqrt(weights.shape[1])
         for entry, cells in zip(entries, weights, strict=True):
-            entry["attention"] = cells.reshape(side, side).round(4).tolist()
+            entry["attention"] = cells.reshape(side, side).astype(float).round(4).tolist()
     captions = []
     for caption in beam[:num_captions]:
         score = caption.log_probability

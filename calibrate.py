@@ -21,7 +21,7 @@ from captioning.captions import load_captions
 from captioning.cider import CiderD
 from captioning.confidence import Calibration, report, table
 from captioning.features import load_features, trained_on
-from captioning.files import InputError, check_writable
+from captioning.files import InputError, check_h5, check_writable
 
 FEWEST = 20  # captions in either half, or chance alone would decide
 
@@ -33,6 +33,7 @@ def main() -> None:
     why = "where the two pickles of the data that it was trained on are"
     parser.add_argument("--data_dir", type=Path, default="data", help=why)
     args = parser.parse_args()
+    check_h5(args.model)
     check_writable(args.model)
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
     split = text["splits"]["dev"]

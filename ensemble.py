@@ -16,7 +16,7 @@ from pathlib import Path
 from captioning import cli
 from captioning.captions import load_captions
 from captioning.features import all_photos, load_features
-from captioning.files import InputError
+from captioning.files import InputError, check_h5
 
 
 def main() -> None:
@@ -29,6 +29,8 @@ def main() -> None:
     add("--neighbours", type=Path, metavar="DATA_DIR", help=why)
     cli.add_overwrite_option(parser)
     args = parser.parse_args()
+    for path in args.members:
+        check_h5(path)
     cli.check_model_path(args.model_path, args.overwrite)
     least = 1 if args.neighbours else 2
     if len({path.resolve() for path in args.members}) < max(least, len(args.members)):

@@ -23,7 +23,7 @@ from captioning import cli
 from captioning.captions import SPLITS, load_captions
 from captioning.confidence import report, table
 from captioning.features import load_features, trained_on
-from captioning.files import InputError, atomic_path, check_writable, sha256
+from captioning.files import InputError, atomic_path, check_h5, check_writable, sha256
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
@@ -58,6 +58,7 @@ def main() -> None:
     """Caption the split, score all rows, write the results."""
     args = parse_arguments()
     model_path = args.model_path or cli.default_model(cli.INCLUDED_H5)
+    check_h5(model_path)
     check_writable(args.output_dir / "scores.json")
     features, text = load_features(args.data_dir), load_captions(args.data_dir)
     if not text["splits"][args.split]:

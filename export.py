@@ -2,9 +2,10 @@
 caption comes several seconds earlier. The CNN, the decoder and the beam search are in it, with the
 vocabulary, the neighbours and the calibration. Matrices are stored as float16.
 
-Before the file is kept it captions the photos in data/examples: the captions must be those of the
-.h5. Where float16 changes one, all is stored as float32. The file only captions photos. Keep the
-.h5: it alone can be trained, fine-tuned, calibrated and evaluated.
+Before the file is kept it captions the ten photos in data/examples: the captions must be those of
+the .h5. Where float16 changes one, all is stored as float32. Of other photos a few captions may
+differ, where two were almost equally probable. The file only captions photos. Keep the .h5: it
+alone can be trained, fine-tuned, calibrated and evaluated.
 
   pip install -r requirements-export.txt
   python export.py --model_path models/caption_model.h5       # models/caption_model.onnx
@@ -57,8 +58,8 @@ def main() -> None:
     check_writable(output)
     if output.exists() and not args.overwrite:
         raise InputError(f"{name} is there already. Give --overwrite, or name another --output.")
+    cli.need("exporting", "-r requirements-export.txt", "tensorflow", "tf2onnx")
     cli.load_tensorflow()
-    cli.need("exporting", "-r requirements-export.txt", "tf2onnx", "onnx", "onnxruntime")
     import tensorflow as tf
 
     from captioning.onnx_export import convert

@@ -13,6 +13,8 @@ try:
     if found != ("tensorflow", "float32", "channels_last"):
         raise ImportError(f"it is set to {', '.join(found)}")
 except ImportError as error:  # of a backend, perhaps, that another project has set
+    if error.name == "keras":  # is not installed
+        raise
     raise ImportError(
         f"Keras must be set to tensorflow, float32 and channels_last ({error}): set KERAS_BACKEND, "
         f"or ~/.keras/keras.json, before it is imported"
@@ -37,7 +39,7 @@ from captioning.decoder import LSTM, Decoder, Ensemble, LSTMDecoder
 from captioning.decoding import beam_search
 from captioning.encoders import Encoder
 from captioning.features import finite
-from captioning.files import InputError, is_onnx, one_line
+from captioning.files import InputError, check_h5, is_onnx
 from captioning.model_file import (
     EXTRAS,
     not_a_captioner,
@@ -157,9 +159,7 @@ class Captioner(BaseCaptioner):
     @classmethod
     def load_h5(cls, path: str | Path, weights: str = "imagenet") -> "Captioner":
         """As `load`, but an .h5 alone, for what needs more than captions of photos."""
-        if is_onnx(path):
-            name = one_line(path)
-            raise InputError(f"{name} only captions photos: name the .h5 that it was made from.")
+        check_h5(path)
         with open_model(path) as file:  # in such a block every fault is the file's
             words, description, extras = read_description(file)
         try:

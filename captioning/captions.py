@@ -31,7 +31,7 @@ MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step 
 MAX_CAPTION_LENGTH = 20 * MAX_CAPTION_WORDS  # characters; to normalize some texts takes hours
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
 LENGTH_PENALTY = 0.8  # of beam search, chosen on Flickr8k's dev split; here, where --help sees it
-MAX_BEAM_SIZE = 1000  # hypotheses of each image; 10 are enough
+MAX_BEAM_SIZE = 100  # hypotheses of each image: of 16 images at once these take a gigabyte
 
 
 def tokenize(caption: str) -> list[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from captioning.captions import LENGTH_PENALTY, MAX_BEAM_SIZE
-from captioning.files import ROOT, InputError, check_writable, one_line
+from captioning.files import ROOT, InputError, check_h5, check_writable, one_line
 
 TRAINED = Path("models/caption_model.h5")  # train.py's default
 INCLUDED = ROOT / "models" / "flickr8k_captioner.onnx"  # what captions photos
@@ -81,7 +81,8 @@ def picture(text: str) -> Path:
 
 def add_model_option(parser: argparse.ArgumentParser) -> None:
     """Add the option of which captioner is used; without it, `default_model` chooses."""
-    why = f"a captioner (default: {TRAINED} where it exists, otherwise the included one)"
+    why = f"a captioner, .onnx or .h5 (default: {TRAINED}, or .onnx, where it exists, otherwise "
+    why += "the included one); evaluate.py takes an .h5"
     parser.add_argument("--model_path", type=Path, metavar="FILE", help=why)
 
 
@@ -136,6 +137,8 @@ def check_model_path(path: Path, replace: bool) -> None:
 
 def check_training(args: argparse.Namespace, start: Path | None) -> None:
     """Raises InputError where a training, from the model `start` if any, cannot write its files."""
+    if start is not None:
+        check_h5(start)
     check_model_path(args.model_path, args.overwrite or args.resume)
     check_writable(args.model_path.with_suffix(".checkpoint.npz"))  # the longest of its names
     if start is not None and start.resolve() == args.model_path.resolve():
@@ -158,8 +161,12 @@ def add_decoding_options(parser: argparse.ArgumentParser) -> None:
 
 
 def default_model(included: Path = INCLUDED) -> Path:
-    """The user's own model where there is one, otherwise the included one; says which."""
-    path = TRAINED if TRAINED.is_file() else included
+    """The user's own model where there is one, otherwise the included one; says which.
+
+    It is an .h5, or where the included one is an .onnx it may be one as well.
+    """
+    own = dict.fromkeys([TRAINED, TRAINED.with_suffix(included.suffix)])
+    path = next(filter(Path.is_file, own), included)
     log(f"captions by {path}{' (included)' if path == included else ''}")
     return path
 
@@ -193,10 +200,7 @@ def load_tensorflow() -> None:
     TensorFlow's start-up notes, which no setting of its own silences, show if the import fails. On
     Linux all threads take memory from one heap: of heaps of their own, glibc would give the buffers
     of a training step back to the system after each, a fifth of an Up-Down step's time.
-
-    Raises InputError if TensorFlow is not installed.
     """
-    need("all but captioning by an .onnx", "-r requirements.txt", "tensorflow")
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
     os.environ["KERAS_BACKEND"] = "tensorflow"
@@ -253,6 +257,11 @@ def run(main: Callable[[], None], resume: str = "") -> None:
     except KeyboardInterrupt:
         code = INTERRUPTED
         log(f"stopped. {resume}".rstrip())
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if not package or (ROOT / package).exists() or (ROOT / f"{package}.py").exists():
+            raise  # a fault of our own
+        log(f"error: {Path(sys.argv[0]).name} needs {package}: pip install -r requirements.txt")
     except BrokenPipeError:  # the reader closed our stdout, as `| head` does
         pass
     except (InputError, OSError) as error:  # OSError: a full disk, a folder that may not be read

@@ -29,6 +29,13 @@ def is_onnx(path: str | Path) -> bool:
     return Path(path).suffix.lower() == ".onnx"
 
 
+def check_h5(path: str | Path) -> None:
+    """Raises InputError if a captioner's file is an .onnx, where more than captions is needed."""
+    if is_onnx(path):
+        name = one_line(path)
+        raise InputError(f"{name} only captions photos: name the .h5 that it was made from.")
+
+
 def one_line(text: object, limit: int = 300) -> str:
     """Text from elsewhere, escaped: it might break the line or control the terminal."""
     text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text)[: limit + 1])

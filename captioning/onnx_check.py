@@ -32,6 +32,8 @@ def check(content: bytes) -> bytes:
         model = onnx.load_model_from_string(content)
     except Exception as error:  # protobuf's own
         raise ValueError("it is no ONNX model, or is cut off") from error
+    if not model.graph.node:
+        raise ValueError("it is no ONNX model, or is cut off")
     model.DiscardUnknownFields()  # a newer ONNX Runtime might know them
     for message in messages(model):
         if isinstance(message, FunctionProto | TrainingInfoProto | SparseTensorProto):

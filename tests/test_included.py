@@ -91,15 +91,17 @@ def test_it_is_small_and_records_the_photos_that_it_has_seen(training):
     assert len(captioner.neighbours.vectors) == 6_000
 
 
-@pytest.mark.parametrize("trained", [False, True])
-def test_it_is_taken_without_a_name_until_one_is_trained(trained, tmp_path, monkeypatch, capsys):
+def test_it_is_taken_without_a_name_until_one_is_trained(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    if trained:
-        TRAINED.parent.mkdir()
-        TRAINED.touch()
-    found = default_model()
-    assert found == (Path("models/caption_model.h5") if trained else INCLUDED)
-    assert str(found) in capsys.readouterr().err
+    TRAINED.parent.mkdir()
+    own = TRAINED.with_suffix(".onnx")
+    for path, found in ((None, (INCLUDED, INCLUDED_H5)), (own, (own, INCLUDED_H5))):
+        if path:
+            path.touch()
+        assert (default_model(), default_model(INCLUDED_H5)) == found
+        assert all(str(each) in capsys.readouterr().err for each in found[:1])
+    TRAINED.touch()
+    assert default_model() == default_model(INCLUDED_H5) == Path("models/caption_model.h5")
 
 
 @pytest.fixture

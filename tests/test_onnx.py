@@ -249,18 +249,17 @@ def test_both_are_loaded_by_their_names(tmp_path):
     ],
     ids=lambda arguments: arguments[0],
 )
-def test_what_needs_more_than_captions_asks_for_the_h5(arguments, demo, tmp_path):
-    data = () if arguments[0] == "ensemble.py" else ("--data_dir", demo / "data")
+def test_what_needs_more_than_captions_asks_for_the_h5_before_the_data(arguments, tmp_path):
     arguments = [tmp_path / each if str(each).startswith("x") else each for each in arguments]
-    told = run_here(*arguments, *data, code=1).stderr.splitlines()[-1]
+    told = run_here(*arguments, code=1).stderr.splitlines()[-1]
     assert "flickr8k_captioner.onnx only captions photos: name the .h5" in told
 
 
 def test_beams_and_photos_that_there_are_not(attentive, attentive_onnx):
     for captioner in (attentive, attentive_onnx):
         assert captioner.decode_photos(tiny_photos(0)) == []
-        for size in (0, 1001):
-            with pytest.raises(InputError, match=f"a beam of {size}: choose between 1 and 1000"):
+        for size in (0, 101):
+            with pytest.raises(InputError, match=f"a beam of {size}: choose between 1 and 100"):
                 captioner.decode_photos(tiny_photos(1), size)
 
 
@@ -316,3 +315,5 @@ def test_what_is_missing_is_named():
         command = ("generate_caption.py", "--image_path", photo, *more)
         told = run_alone(*command, missing=missing, code=1).stderr.splitlines()[-1]
         assert f"needs {package}: pip install " in told
+    told = run_alone("evaluate.py", code=1).stderr.splitlines()[-1]
+    assert told == "error: evaluate.py needs joblib: pip install -r requirements.txt"
