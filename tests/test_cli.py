@@ -20,6 +20,7 @@ def run(main) -> int:
     return ended.value.code
 
 
+@pytest.mark.long
 def test_another_project_s_keras_settings_do_not_count(said, tmp_path):
     settings = {"backend": "jax", "floatx": "float16", "image_data_format": "channels_first"}
     (tmp_path / "keras.json").write_text(json.dumps(settings))

@@ -76,6 +76,7 @@ def test_layers_are_averages_of_the_enlarged_photo_each_of_length_1(small):
     np.testing.assert_allclose(parts[0], vectors, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.long
 def test_photos_are_decoded_once_or_as_small_as_those_of_training_were(tmp_path, monkeypatch):
     """Large ones at the CNN's own size; for a captioner of small ones, at their size first."""
     write_sample(tmp_path / "set", scenes=12, seed=1)

@@ -263,6 +263,7 @@ def test_beams_and_photos_that_there_are_not(attentive, attentive_onnx):
                 captioner.decode_photos(tiny_photos(1), size)
 
 
+@pytest.mark.long
 def test_features_that_are_not_numbers_are_told():
     captioner = photographing(untrained(CONFIGS["merge"]))
     captioner.encoder.network.layers[-1].bias.assign([np.nan] * 12)
@@ -271,6 +272,7 @@ def test_features_that_are_not_numbers_are_told():
             each.decode_photos(tiny_photos(2), 2)
 
 
+@pytest.mark.long
 def test_confidence_of_an_onnx_is_calibrated_in_the_h5(attentive, tmp_path):
     captioner = dataclasses.replace(attentive, calibration=None, neighbours=None)
     captioner.encoder = attentive.encoder
