@@ -199,7 +199,7 @@ def describe(captioner, pixels: np.ndarray, beam_size: int, num_captions: int) -
         ranking = score / length**LENGTH_PENALTY + (caption.expected_cider or 0) / WEIGHT
         values = {"probability": math.exp(score), "log_probability": score, "ranking": ranking}
         values |= {"confidence": caption.confidence, "expected_cider": caption.expected_cider}
-        captions.append({"caption": caption.text} | values)
+        captions.append({"caption": caption.sentence} | values)
     return {"captions": captions, "words": entries}
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
-from captioning.captions import SPLITS, load_captions
+from captioning.captions import SPLITS, as_written, load_captions
 from captioning.confidence import report, table
 from captioning.features import load_features, trained_on
 from captioning.files import InputError, atomic_path, check_h5, check_writable, sha256
@@ -160,7 +160,8 @@ def score_rows(scorer, captions, references, training, seed: int) -> tuple[dict,
     rows["protocol"] = {
         "images": len(image_ids),
         "references_per_image": sorted({len(lines) for lines in references.values()}),
-        "tokenizer": "captions.tokenize, for candidates and references; no start, no end",
+        "tokenizer": "captions.tokenize, for candidates and references; no start, no end; "
+        "characters for words in scripts without spaces",
         "constant_caption": constant,
         "human": "the first caption of each image against its others",
         "notes": notes(len(image_ids), len(rest), scorer.without_meteor),
@@ -247,7 +248,8 @@ def draw_gallery(args, captions: dict[str, str], references, each: np.ndarray) -
     # In a small split none twice.
     for i in dict.fromkeys([*order[:n], *order[middle : middle + n], *order[-n:]]):
         image_id = image_ids[i]
-        lines = [f"{each[i]:.2f}: {captions[image_id]}", f"({references[image_id][0]})"]
+        said, human = as_written(captions[image_id]), as_written(references[image_id][0])
+        lines = [f"{each[i]:.2f}: {said}", f"({human})"]
         items.append((args.images_dir / image_id, lines))
     missing = next((path for path, _ in items if not path.is_file()), None)
     if missing is not None:

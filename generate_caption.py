@@ -235,7 +235,7 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
 def to_line(caption) -> str:
     """A `Caption` as a picture shows it."""
     sure = "" if caption.confidence is None else f" ({caption.confidence:.0%} sure)"
-    return caption.text + sure
+    return caption.sentence + sure
 
 
 def is_sure(photo: Path, confidence: float | None, least: float | None) -> bool:

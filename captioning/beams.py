@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from captioning.captions import PADDING, Vocabulary
+from captioning.captions import PADDING, Vocabulary, as_written
 from captioning.confidence import Calibration
 from captioning.neighbours import Neighbours
 
@@ -28,10 +28,15 @@ class Beams(NamedTuple):
 class Caption(NamedTuple):
     """A sentence of a beam; what the captioner does not know is None."""
 
-    text: str
+    text: str  # tokens, joined by spaces
     log_probability: float  # natural, of all its words and its end
     expected_cider: float | None = None  # by `Neighbours`
     confidence: float | None = None  # by `Calibration`
+
+    @property
+    def sentence(self) -> str:
+        """The text as people write it, in scripts without spaces too."""
+        return as_written(self.text)
 
 
 def rank(

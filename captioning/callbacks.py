@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from captioning import cli
+from captioning.captions import as_written
 from captioning.checkpoint import load_checkpoint, save_checkpoint
 from captioning.files import InputError, atomic_path, one_line
 from captioning.plots import draw_curves
@@ -25,7 +26,7 @@ class SampleCaptions(keras.callbacks.Callback):
         if self.examples and all(map(math.isfinite, logs.values())):
             captions = self.captioner.caption_features(np.stack(list(self.examples.values())))
             for image_id, caption in zip(self.examples, captions, strict=True):
-                print(f"    {one_line(image_id)}: {caption}", flush=True)
+                print(f"    {one_line(image_id)}: {as_written(caption)}", flush=True)
 
 
 class Recorder(keras.callbacks.Callback):

@@ -51,7 +51,7 @@ class BaseCaptioner(ABC):
         else:
             read = image_to_pixels if isinstance(image, Image.Image) else array_to_pixels
             pixels = read(image, self.config.photo_size)
-        return self.decode_photos(pixels[None], beam_size)[0][0].text
+        return self.decode_photos(pixels[None], beam_size)[0][0].sentence
 
     def decode_photos(
         self,

@@ -27,6 +27,11 @@ JOINERS = "\u200c\u200d"  # of zero width; words of Persian and Hindi are spelt 
 # Between two letters these separate words; between two digits, as in 1,000 and 3:30, they do not.
 MARK = '(?:[,;:!?…–—―|()\\[\\]{}"“”„«»、。，；：！？]|\\.{2,})'
 SEPARATOR = re.compile(rf"(?<!\d){MARK}|{MARK}(?!\d)")
+# Scripts that are written without spaces: Thai, Lao, Burmese, Khmer, Japanese and Chinese.
+UNSPACED = re.compile(
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\u2fdf\u3005-\u3007\u3021-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\uff66-\uff9f\U00020000-\U0003ffff]"
+)
 MAX_CAPTION_WORDS = 200  # a longer text is no caption, and every training step would pay for it
 MAX_CAPTION_LENGTH = 20 * MAX_CAPTION_WORDS  # characters; to normalize some texts takes hours
 MAX_WORD_LENGTH = 100  # characters; what is longer is never a word of the vocabulary
@@ -39,15 +44,46 @@ def tokenize(caption: str) -> list[str]:
 
     Lower case; split at white space and at commas, colons, dashes and the like; punctuation
     stripped from both ends; a possessive 's a token of its own; inner hyphens, digits and
-    one-letter words kept. Any script: a token needs a letter, mark or digit of some alphabet.
-    HTML's &quot; becomes what it stands for, and invisible characters are dropped.
+    one-letter words kept. Any script: a token needs a letter, mark or digit of some alphabet. Of
+    scripts without spaces each character, with its marks, is a token. HTML's &quot; becomes what
+    it stands for, and invisible characters are dropped.
     """
     caption = ENTITY.sub(lambda entity: html.unescape(entity[0]), caption)
     caption = INVISIBLE.sub("", unicodedata.normalize("NFC", caption))
     if not caption.isprintable():
         caption = "".join(" " if _is_invisible(c) else c for c in caption)
+    if UNSPACED.search(caption):
+        caption = _with_spaces(caption)
     words = SEPARATOR.sub(" ", caption).lower().split()
     return [token for word in words for token in _split_word(word)]
+
+
+def as_written(caption: str) -> str:
+    """Tokens, joined by spaces, as a sentence: without them in scripts that have none.
+
+    `tokenize` gives the same tokens back.
+    """
+    tokens, sentence = caption.split(), ""
+    for before, token in zip(["", *tokens], tokens, strict=False):
+        joined = UNSPACED.match(before) and UNSPACED.match(token) and not _is_mark(token[0])
+        sentence += token if joined or not before else f" {token}"
+    return sentence
+
+
+def _with_spaces(text: str) -> str:
+    """A space on either side of each character of an unspaced script, and of its marks."""
+    parts, inside = [], False
+    for c in text:
+        if not _is_mark(c):
+            before, inside = inside, bool(UNSPACED.match(c))
+            parts.append(" " * (before or inside))
+        parts.append(c)
+    return "".join(parts)
+
+
+def _is_mark(c: str) -> bool:
+    """Whether it belongs to the character before it."""
+    return c in JOINERS or unicodedata.category(c)[0] == "M"
 
 
 def _is_invisible(c: str) -> bool:

@@ -44,7 +44,7 @@ class Stream:
     def write_rows(self, path: str, image_id: str, captions: list) -> None:
         """The rows of a photo, whatever `open` has been told."""
         for caption in itertools.starmap(Caption, captions):
-            row = {"image_id": image_id, "image_path": path, "caption": caption.text}
+            row = {"image_id": image_id, "image_path": path, "caption": caption.sentence}
             row["log_probability"] = round(caption.log_probability, 4)
             row["confidence"] = None
             if caption.confidence is not None:
@@ -210,7 +210,7 @@ class Sidecars:
 
     def write(self, photo: Path, captions: list[Caption]) -> None:
         with atomic_path(photo.with_suffix(".txt")) as path:
-            path.write_text(captions[0].text + "\n", encoding="utf-8", newline="")
+            path.write_text(captions[0].sentence + "\n", encoding="utf-8", newline="")
 
     def close(self) -> None:
         """Every file is whole already."""

@@ -2,12 +2,16 @@
 
 import math
 import textwrap
+import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
+from captioning import cli
 from captioning.confidence import BINS, GOOD
 from captioning.files import atomic_path, one_line
 from captioning.images import load_image
@@ -16,6 +20,9 @@ MAX_IMAGES = 24  # in one picture; more would be too small to look at
 COLUMNS = 4
 WIDTH = 2.9  # inches of one image
 WRAP = 32  # characters of a caption per line, at the size of these pictures
+OWN_FONT = "DejaVu Sans"  # which comes with matplotlib
+LAST_RESORT = "Last Resort"  # a font whose signs say only which script is lacking
+SHOWN = 20  # characters of those that no font has
 BARS = 15  # words named in a description
 SUREST = 20  # captions, the fewest whose mean CIDEr is drawn
 HEIGHT = 3.4  # inches of its charts
@@ -131,5 +138,27 @@ def draw_description(
 
 
 def _save(figure: Figure, target: Path) -> None:
-    with atomic_path(target) as path:
+    _choose_fonts(figure)
+    with atomic_path(target) as path, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # said already
         figure.savefig(path, dpi=120, bbox_inches="tight")
+
+
+def _choose_fonts(figure: Figure) -> None:
+    """Take what matplotlib's own font lacks from other installed ones; say what none has."""
+    texts = figure.findobj(Text)
+    lacking = {ord(c) for text in texts for c in text.get_text() if not c.isspace()}
+    families = []
+    own = font_manager.FontEntry(font_manager.findfont(OWN_FONT), OWN_FONT)
+    others = (f for f in font_manager.fontManager.ttflist if not f.name.startswith(LAST_RESORT))
+    for font in [own, *sorted(others, key=lambda font: (font.name, font.fname))]:
+        if not lacking:
+            break
+        if found := lacking & font_manager.get_font(font.fname).get_charmap().keys():
+            lacking -= found
+            families.append(font.name)
+    for text in texts:
+        text.set_fontfamily(families or [OWN_FONT])
+    if lacking:
+        some = "".join(map(chr, sorted(lacking)[:SHOWN]))
+        cli.log(f"the picture lacks {len(lacking)} characters ({some}): no installed font has them")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from captioning.caption_files import Columns
-from captioning.captions import END, START, UNKNOWN, Vocabulary, tokenize
+from captioning.captions import END, START, UNKNOWN, Vocabulary, as_written, tokenize
 from captioning.dataset import (
     check_splits,
     find_dataset,
@@ -31,7 +31,9 @@ from captioning.files import InputError
         ("Ein grünes Straßenschild", ["ein", "grünes", "straßenschild"]),
         ("रंगीन किताबें।", ["रंगीन", "किताबें"]),  # vowel signs are marks, and stay
         ("كلبٌ يركض،", ["كلبٌ", "يركض"]),
-        ("一只 狗 。", ["一只", "狗"]),
+        ("一只黑狗。iPhone15", ["一", "只", "黑", "狗", "iphone15"]),  # scripts without spaces
+        ("犬が3匹、走る", ["犬", "が", "3", "匹", "走", "る"]),
+        ("กำลังวิ่ง", ["ก", "ำ", "ลั", "ง", "วิ่", "ง"]),  # marks stay with their letter
         ("cafe\u0301", ["caf\u00e9"]),  # one spelling for both ways to write é
         ("a\0b\ud800c", ["a", "b", "c"]),
         ("1girl,solo,long_hair", ["1girl", "solo", "long_hair"]),
@@ -58,6 +60,18 @@ def test_tokens_are_words_and_stay_what_they_are(text):
         assert not any(character.isspace() for character in token)
         assert token == "'s" or any(unicodedata.category(c)[0] in "LMN" for c in token)
     assert tokenize(" ".join(tokens)) == tokens
+
+
+@given(st.text("a1 。黒い狗กัิ่ำខ្ម\u200d'sé\u0301", max_size=40) | st.text())
+@settings(deadline=None)
+def test_a_sentence_has_the_tokens_that_it_was_made_of(text):
+    tokens = tokenize(text)
+    assert tokenize(as_written(" ".join(tokens))) == tokens
+
+
+def test_sentences_are_written_as_their_scripts_are():
+    for sentence in ("一只黑狗在草地上", "a dog runs", "สุนัขสีดำ", "كلب يركض", "黒い犬 runs"):
+        assert as_written(" ".join(tokenize(sentence))) == sentence
 
 
 def test_vocabulary_by_falling_frequency_then_alphabetically():
