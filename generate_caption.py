@@ -3,6 +3,7 @@
   python generate_caption.py --image_path x.jpg
   python generate_caption.py --image_path photos/ --format jsonl --output captions.jsonl
   python generate_caption.py --image_path photos/ --sidecar     # photos/x.jpg -> photos/x.txt
+  python generate_caption.py --image_path photos/ --recursive --format coco --output captions.json
   python generate_caption.py --image_path photos/ x.jpg --save_figure captions.png
   python generate_caption.py --image_path photos/ --min_confidence 0.4   # those that are sure
 
@@ -24,18 +25,19 @@ import numpy as np
 from captioning import cli
 from captioning.confidence import GOOD
 from captioning.files import InputError, check_writable, is_onnx, one_line, sha256
-from captioning.images import list_images, try_load_image
+from captioning.images import try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
-
-NAMES_SHOWN = 5  # of what is left out of a folder
+from captioning.photo_list import coco_id, list_photos
 
 
 def parse_arguments() -> argparse.Namespace:
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(__doc__)
     add, count = parser.add_argument, cli.positive_int
-    why = "photos, or folders whose photos are all captioned; each photo once"
+    why = "photos, folders whose photos are all captioned, or patterns as 'photos/**/*.jpg'; each "
+    why += "photo once"
     add("--image_path", nargs="+", required=True, metavar="FILE_OR_FOLDER", help=why)
+    add("--recursive", action="store_true", help="also the photos in the folders' folders")
     cli.add_model_option(parser)
     cli.add_weights_option(parser)
     why = "tsv: path, tab, caption; jsonl: an object a line; csv; coco: a list for COCO's scorers"
@@ -75,7 +77,9 @@ def main() -> None:
     """Caption every image named, one line each."""
     args = parse_arguments()
     args.model_path = args.model_path or cli.default_model()
-    photos = expand(args.image_path)
+    photos = list_photos(args.image_path, args.recursive)
+    if args.format == "coco":
+        photos = {photo: coco_id(image_id) for photo, image_id in photos.items()}
     long = [photo for photo in photos if args.sidecar and has_long_name(photo.with_suffix(".txt"))]
     for photo in long:
         cli.log(f"skipped: {photo}: the name of its text file would be too long")
@@ -107,7 +111,7 @@ def main() -> None:
         cli.log(f"drew {args.save_figure}")
 
 
-def check_targets(args, photos: dict[Path, str]) -> None:
+def check_targets(args, photos: dict[Path, str | int]) -> None:
     """Raises InputError where a file could not be written, or would replace a photo.
 
     Also if two photos would be one for COCO's scorers.
@@ -122,7 +126,7 @@ def check_targets(args, photos: dict[Path, str]) -> None:
     if sys.stdout is None and not (args.output or args.sidecar):
         raise InputError("stdout is closed: give --output FILE, or --sidecar.")
     if args.format == "coco":
-        photo_of: dict[str, Path] = {}
+        photo_of: dict[str | int, Path] = {}
         for photo, image_id in photos.items():
             other = photo_of.setdefault(image_id, photo)
             if other != photo:
@@ -147,37 +151,6 @@ def open_output(args) -> Stream | OutputFile | Sidecars:
         settings["model"] = sha256(args.model_path)
     replace = "resume" if args.resume else "overwrite" if args.overwrite else ""
     return OutputFile(args.output, args.format, args.num_captions, settings, replace)
-
-
-def expand(arguments: list[str]) -> dict[Path, str]:
-    """The files named, and the images in the folders named, each with its path from there on.
-
-    What else is in the folders is counted and named.
-    """
-    photos: dict[Path, str] = {}
-    for path in map(Path, arguments):
-        folder, images = (path, list_images(path)) if path.is_dir() else (path.parent, [path])
-        if path.is_dir():
-            log_others(path, images)
-        for image in images:
-            photos.setdefault(image, image.relative_to(folder).as_posix())
-    return photos
-
-
-def log_others(folder: Path, images: list[Path]) -> None:
-    """Say what in a folder is not captioned; text files of its images are not named."""
-    if not images:
-        cli.log(f"no images in {folder}: it has no file named like .jpg or .png")
-    known = {*images, *(image.with_suffix(".txt") for image in images)}
-    left: dict[str, list[str]] = {"folders": [], "files of other kinds": []}
-    for path in sorted(folder.iterdir()):
-        if path not in known and not path.name.startswith("."):
-            left["folders" if path.is_dir() else "files of other kinds"].append(one_line(path.name))
-    for kind, names in left.items():
-        if names:
-            more = ["…"] * (len(names) > NAMES_SHOWN)
-            some = ", ".join([*names[:NAMES_SHOWN], *more])
-            cli.log(f"left out, {len(names)} {kind} in {folder}: {some}")
 
 
 def has_long_name(path: Path) -> bool:

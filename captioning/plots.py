@@ -149,7 +149,7 @@ def _choose_fonts(figure: Figure) -> None:
     texts = figure.findobj(Text)
     lacking = {ord(c) for text in texts for c in text.get_text() if not c.isspace()}
     families = []
-    own = font_manager.FontEntry(font_manager.findfont(OWN_FONT), OWN_FONT)
+    own = font_manager.FontEntry(fname=font_manager.findfont(OWN_FONT), name=OWN_FONT)
     others = (f for f in font_manager.fontManager.ttflist if not f.name.startswith(LAST_RESORT))
     for font in [own, *sorted(others, key=lambda font: (font.name, font.fname))]:
         if not lacking:

@@ -117,3 +117,25 @@ def test_without_photos_the_picture_shows_charts_alone(small, described, tmp_pat
 def test_a_picture_has_a_known_format(small, tmp_path):
     done = describe(small / "data", tmp_path / "d.txt", images=tmp_path, code=2)
     assert "d.txt is not a picture's name: it must end in .png" in done.stderr
+
+
+def test_photos_of_two_splits_that_are_nearly_one_are_named(small, tmp_path):
+    """A dev photo's features become nearly those of a training photo, a test photo's quite so."""
+    shutil.copytree(small / "data", tmp_path / "data")
+    features = joblib.load(tmp_path / "data" / "features.pkl")
+    splits = joblib.load(tmp_path / "data" / "captions.pkl")["splits"]
+    array, row = features["features"].copy(), features["image_ids"].index
+    random = np.random.default_rng(0)
+    array[:] = random.normal(5, 1, array.shape)  # no two are alike, but all have one mean
+    train, (dev, *_), (test, *_) = splits["train"], splits["dev"], splits["test"]
+    array[row(dev)] = array[row(train[3])] + 0.2 * random.normal(size=array.shape[1])
+    array[row(test)] = array[row(dev)]
+    joblib.dump(features | {"features": array}, tmp_path / "data" / "features.pkl")
+    folders = {"images": small / "dataset" / "Images"}
+    done = describe(tmp_path / "data", tmp_path / "d.png", **folders)
+    assert "2 dev and test photos are nearly one of another split (cosine ≥ 0.9)" in done.stdout
+    first, second = re.findall(r"^  (0\.9\d+|1\.000)  (\S+)  (\S+)$", done.stdout, re.M)
+    assert first == ("1.000", f"test/{test}", f"dev/{dev}")
+    assert second[1:] == (f"dev/{dev}", f"train/{train[3]}")
+    done = describe(tmp_path / "data", tmp_path / "d.png", "--similar", 0.999, **folders)
+    assert "1 dev and test photos" in done.stdout

@@ -103,7 +103,7 @@ def test_chinese_and_arabic_are_learnt_as_english_is(demo, tmp_path):
     assert len(tokenize(caption)) == len(caption) > 3
 
 
-def test_a_picture_says_once_what_no_font_shows(demo_photo, tmp_path, capsys, monkeypatch):
+def test_a_picture_says_once_what_no_font_shows(demo_photo, tmp_path, capsys, monkeypatch, caplog):
     own = ("DejaVu", "STIX", "cm", "Last Resort")  # matplotlib's, whatever is installed
     fonts = [f for f in font_manager.fontManager.ttflist if f.name.startswith(own)]
     monkeypatch.setattr(font_manager.fontManager, "ttflist", fonts)
@@ -111,10 +111,10 @@ def test_a_picture_says_once_what_no_font_shows(demo_photo, tmp_path, capsys, mo
     (told,) = capsys.readouterr().err.splitlines()
     assert told.startswith("the picture lacks 4 characters (一只狗黑): no installed font")
     draw_captions([(demo_photo, ["a dog كلب größe"])], tmp_path / "x.png")
-    assert capsys.readouterr().err == ""
+    assert capsys.readouterr().err == caplog.text == ""
 
 
-def test_another_font_is_taken_for_what_the_first_one_lacks(demo_photo, tmp_path, capsys):
+def test_another_font_is_taken_for_what_the_first_one_lacks(demo_photo, tmp_path, capsys, caplog):
     """STIX has letters of mathematics, and comes with matplotlib as well."""
     sign = "\u20e4"
     path = font_manager.findfont("DejaVu Sans")
@@ -124,6 +124,7 @@ def test_another_font_is_taken_for_what_the_first_one_lacks(demo_photo, tmp_path
     draw_captions([(demo_photo, ["a  "])], tmp_path / "without.png")
     pictures = [(tmp_path / f"{name}.png").read_bytes() for name in ("with", "without")]
     assert pictures[0] != pictures[1]
+    assert caplog.text == ""
 
 
 @pytest.fixture

@@ -272,8 +272,8 @@ def test_what_is_left_out_of_a_folder_is_counted_and_named(generate, photos):
     done = generate(photos)
     assert len(done.stdout.splitlines()) == 10
     left = "a.heic, b.avif, c.jp2, d.pdf, e, …"
-    assert f"left out, 6 files of other kinds in {photos}: {left}" in done.stderr
-    assert f"left out, 1 folders in {photos}: sub" in done.stderr
+    assert f"left out in {photos}: 6 files: {left}" in done.stderr
+    assert f"left out in {photos}: 1 folder: sub (--recursive takes" in done.stderr
 
 
 def test_no_photo_is_overwritten_by_the_file_or_the_picture(generate, photos):

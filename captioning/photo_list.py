@@ -1,0 +1,82 @@
+"""Which photos a command names: files, folders, and patterns, each photo once."""
+
+import glob
+import re
+from pathlib import Path
+
+from captioning import cli
+from captioning.files import InputError, one_line
+from captioning.images import IMAGE_SUFFIXES, list_images
+
+NAMES_SHOWN = 5  # of what is left out of a folder
+# COCO's own names, whose number is the image's id: COCO_val2014_000000391895, 000000391895.
+COCO_NAME = re.compile(r"(?:COCO_\w+\d{4}_)?(\d{12})")
+
+
+def list_photos(arguments: list[str], recursive: bool = False) -> dict[Path, str]:
+    """The files named, and the images in the folders named, each with its path from there on.
+
+    A pattern, as photos/*.jpg, names what it matches; ** in it any folders. With `recursive` the
+    folders' own folders are searched. What else is in a folder is counted and named. Raises
+    InputError where a pattern matches nothing.
+    """
+    photos: dict[Path, str] = {}
+    for argument in arguments:
+        path = Path(argument)
+        if path.is_dir():
+            folder, images = path, images_below(path) if recursive else list_images(path)
+            log_others(path, images, recursive)
+        elif glob.has_magic(argument) and not path.exists():
+            folder, images = matches(argument)
+        else:
+            folder, images = path.parent, [path]
+        for image in images:
+            photos.setdefault(image, image.relative_to(folder).as_posix())
+    return photos
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and all folders below, but hidden ones."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    hidden = (any(part.startswith(".") for part in f.relative_to(folder).parts) for f in folders)
+    seen = (list_images(f) for f, skip in zip(folders, hidden, strict=True) if not skip)
+    return sorted(image for images in seen for image in images)
+
+
+def matches(pattern: str) -> tuple[Path, list[Path]]:
+    """The images that a pattern matches, and the folder from which on it is a pattern."""
+    parts = Path(pattern).parts
+    count = next(number for number, part in enumerate(parts) if glob.has_magic(part))
+    found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - may be absolute
+    images = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    if not images:
+        raise InputError(f"{one_line(pattern)}: no image matches this pattern.")
+    return Path(*parts[:count]), images
+
+
+def log_others(folder: Path, images: list[Path], recursive: bool) -> None:
+    """Say what in a folder is not captioned; text files of its images are not named."""
+    if not images:
+        cli.log(f"no images in {folder}: it has no file named like .jpg or .png")
+    known = {*images, *(image.with_suffix(".txt") for image in images)}
+    folders, files = [], []
+    for path in sorted(folder.rglob("*") if recursive else folder.iterdir()):
+        if path not in known and not path.name.startswith("."):
+            (folders if path.is_dir() else files).append(path.relative_to(folder).as_posix())
+    if folders and not recursive:
+        cli.log(left_out(folders, "folder", folder) + " (--recursive takes their images)")
+    if files:
+        cli.log(left_out(files, "file", folder))
+
+
+def left_out(names: list[str], kind: str, folder: Path) -> str:
+    """How many of a kind are not captioned, and the first names."""
+    more = ["…"] * (len(names) > NAMES_SHOWN)
+    some = ", ".join([*map(one_line, names[:NAMES_SHOWN]), *more])
+    return f"left out in {folder}: {len(names)} {kind}{'s' * (len(names) > 1)}: {some}"
+
+
+def coco_id(image_id: str) -> str | int:
+    """The number in a file name of COCO's; other names, with their folders, are ids themselves."""
+    match = COCO_NAME.fullmatch(Path(image_id).stem)
+    return int(match[1]) if match else image_id
