@@ -94,8 +94,13 @@ def main() -> None:
     names = ", ".join(map(str, files))
     cli.log(f"captions: {names}; photos: {images_dir}")
     columns = Columns(args.image_column, args.caption_column)
-    captions, splits = read_captions(files, images_dir, columns)
-    captions, splits, source = choose_splits(args, images_dir, captions, splits)
+    lists = {split: getattr(args, f"{split}_list") for split in SPLITS}
+    lists = {split: path for split, path in lists.items() if path}
+    if lists and args.splits_dir:
+        raise InputError("--splits_dir and --train_list name two splits: leave out one.")
+    captions, splits = read_captions(files, images_dir, columns, with_splits=not lists)
+    captions_sha256 = content_hash(files)
+    captions, splits, source = choose_splits(args, lists, images_dir, captions, splits)
     splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
     splits = drop_missing(splits, images_dir, args.allow_missing)
     wanted = set(chain(*splits.values()))
@@ -111,7 +116,7 @@ def main() -> None:
     names = ("min_word_count", "captions_per_image", "limit", "seed")
     text["settings"] = {
         "captions_file": ", ".join(file.name for file in files),
-        "captions_sha256": content_hash(files),
+        "captions_sha256": captions_sha256,
         "splits": source,
         **{name: getattr(args, name) for name in names},
     }
@@ -125,15 +130,14 @@ def main() -> None:
     print(f"next: python train.py --data_dir {args.output_dir}")
 
 
-def choose_splits(args, images_dir: Path, captions, splits) -> tuple[dict, dict, str]:
+def choose_splits(args, lists: dict, images_dir: Path, captions, splits) -> tuple[dict, dict, str]:
     """Captions and splits, by the names of the files, and where the splits are from.
 
     Splits are the captions file's own, those of the official lists, or random ones.
     """
-    source, given = "captions file", {split: getattr(args, f"{split}_list") for split in SPLITS}
-    given = {split: path for split, path in given.items() if path}
-    if given:
-        splits, source = read_split_lists(args.dataset_dir, given), "lists"
+    source = "captions file"
+    if lists:
+        splits, source = read_split_lists(args.dataset_dir, lists), "lists"
     elif splits is None or args.splits_dir:
         splits, source = read_split_lists(args.splits_dir or args.dataset_dir), "lists"
     if splits is None and args.splits_dir:
@@ -181,7 +185,10 @@ def drop_missing(splits, images_dir: Path, allow_missing: bool) -> dict[str, lis
         named = did_you_mean(named, images_dir)
     some = ", ".join(named[:3]) + (", …" if len(missing) > 3 else "")
     if len(missing) == len(wanted):
-        raise InputError(f"none of the {len(wanted)} captioned images is in {images_dir} ({some}).")
+        raise InputError(
+            f"none of the {len(wanted)} captioned images is in {images_dir} ({some}). Name the "
+            f"photos' folder with --images_dir."
+        )
     if missing and not allow_missing:
         raise InputError(
             f"{len(missing)} of {len(wanted)} images are not in {images_dir}: {some}\n"

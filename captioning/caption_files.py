@@ -5,6 +5,7 @@ can be mended at once; what is wrong with a file as a whole raises an InputError
 """
 
 import codecs
+import contextlib
 import csv
 import io
 import json
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioning.files import InputError, is_file, one_line
-from captioning.images import list_images
+from captioning.images import images_below
 
 # Names of columns, the surest first: a table may have several of them.
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "image_file", "file")
@@ -24,7 +25,7 @@ SPLIT_COLUMN = "split"
 DELIMITERS = (",", ";", "\t", "|")
 IMAGE_NAME = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|jfif|jpe)\s*$", re.IGNORECASE)
 TOKEN_LINE = re.compile(r"([^\t\n]+)#\d+\t(.*)")  # of Flickr8k.token.txt
-JSON_START = re.compile(r'\s*(\{|\[\s*[\[{"])')  # an image's name may begin with a bracket
+JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{"\]])')  # a name may begin with such a bracket
 BYTE_ORDER_MARKS = {
     codecs.BOM_UTF8: "utf-8-sig",
     codecs.BOM_UTF16_LE: "utf-16",
@@ -58,19 +59,26 @@ def read_rows(path: Path, columns: Columns, faults: list[str]) -> Iterable[Row]:
     Raises InputError if it cannot be read at all; faults of single lines are added to `faults`.
     """
     if path.is_dir():
-        return read_sidecars(path)
+        return without_columns(path, columns, read_sidecars(path))
     text = decode(path)
     if JSON_START.match(text):
         return read_json(path, text, columns, faults)
     if TOKEN_LINE.match(text.lstrip()):
-        return read_token_lines(path, text, faults)
+        return without_columns(path, columns, read_token_lines(path, text, faults))
     return read_table(path, text, columns, faults)
 
 
-def decode(path: Path) -> str:
+def without_columns(path: Path, columns: Columns, rows: Iterable[Row]) -> Iterable[Row]:
+    """The rows; raises InputError where the user names columns of a form that has none."""
+    if any(columns):
+        raise InputError(f"{path} has no columns: leave out --image_column, --caption_column.")
+    return rows
+
+
+def decode(path: Path, what: str = "captions file") -> str:
     """A file's text: UTF-8, or what its byte-order mark says; raises InputError otherwise."""
     if not is_file(path):
-        raise InputError(f"{one_line(path)}: no such captions file. Name yours: --captions_file.")
+        raise InputError(f"{one_line(path)}: no such {what}. Name yours.")
     content = path.read_bytes()
     marks = (name for mark, name in BYTE_ORDER_MARKS.items() if content.startswith(mark))
     try:
@@ -81,10 +89,10 @@ def decode(path: Path) -> str:
 
 def read_sidecars(folder: Path) -> Iterator[Row]:
     """Of each image in `folder`, at any depth, the lines of the text file beside it."""
-    for image in sorted(p for sub in [folder, *folder.rglob("*/")] for p in list_images(sub)):
+    for image in images_below(folder):
         text_file = image.with_suffix(".txt")
         if is_file(text_file):
-            for number, line in enumerate(decode(text_file).splitlines(), 1):
+            for number, line in enumerate(decode(text_file).split("\n"), 1):
                 if line.strip():
                     yield Row(f"{text_file}:{number}", image.relative_to(folder).as_posix(), line)
 
@@ -104,10 +112,9 @@ def read_token_lines(path: Path, text: str, faults: list[str]) -> Iterator[Row]:
 def read_table(path: Path, text: str, columns: Columns, faults: list[str]) -> Iterator[Row]:
     """A table with a header, or with the two columns image and caption."""
     delimiter, header = find_header(path, text, columns)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    places = header_places(path, header, columns) if header else (0, 1, None)
-    count = len(header) if header else 2
-    first = header is not None
+    places = header_places(header, columns) if header else (0, 1, None)
+    count, first = len(header or places[:2]), header is not None
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect(delimiter))
     try:
         for row in reader:
             where = f"{path}:{reader.line_num}"
@@ -116,17 +123,41 @@ def read_table(path: Path, text: str, columns: Columns, faults: list[str]) -> It
             if first:
                 first = False
                 continue
+            if len(row) == count - 1 and delimiter == "|":
+                row = with_number(row)
             if len(row) != count:
-                what = "two, image and caption" if count == 2 else str(count)
-                faults.append(
-                    f"{where}: {len(row)} columns where there should be {what}. Put a caption "
-                    f'with {delimiter!r} between double quotes ("…").'
-                )
+                faults.append(f"{where}: {wrong_width(len(row), count, delimiter)}")
                 continue
-            image, caption, split = (None if p is None else row[p] for p in places)
-            yield Row(where, image.strip(), caption, (split or "").strip())
+            image, caption, split = ("" if place is None else row[place] for place in places)
+            yield Row(where, image, caption, split.strip())
     except csv.Error as error:
-        faults.append(f"{path}:{reader.line_num}: {error}. Mend the line's quotes.")
+        where = f"{path}:{reader.line_num}"
+        faults.append(f"{where}: {error}. Mend the line's quotes; those after it were not read.")
+
+
+def dialect(delimiter: str) -> dict:
+    """Quotes keep a delimiter together; a caption may well begin with one, but has no tab or |."""
+    quoting = csv.QUOTE_NONE if delimiter in "\t|" else csv.QUOTE_MINIMAL
+    return {"delimiter": delimiter, "quoting": quoting}
+
+
+def with_number(row: list[str]) -> list[str]:
+    """A row whose number and caption are not separated, as one of Flickr30k's results.csv is."""
+    for place, cell in enumerate(row):
+        if match := re.fullmatch(r"\s*(\d+)\s+(\S.*)", cell):
+            return [*row[:place], *match.groups(), *row[place + 1 :]]
+    return row
+
+
+def wrong_width(found: int, count: int, delimiter: str) -> str:
+    """What is wrong with a row of other columns than it should have, and the fix."""
+    wanted = "two, image and caption" if count == 2 else f"{count}"
+    fix = f"Separate them by {delimiter!r}."
+    if found > count:
+        fix = "Leave that sign out of captions."
+        if delimiter in ",;":
+            fix = f'Put a caption with {delimiter!r} between double quotes ("…").'
+    return f"{found} columns where there should be {wanted}. {fix}"
 
 
 def find_header(path: Path, text: str, columns: Columns) -> tuple[str, list[str] | None]:
@@ -134,32 +165,32 @@ def find_header(path: Path, text: str, columns: Columns) -> tuple[str, list[str]
     line = next((line for line in text.splitlines() if line.strip()), "")
     rows = {}
     for delimiter in DELIMITERS:
-        try:
-            cells = next(csv.reader([line], delimiter=delimiter), [])
-        except csv.Error:  # a quote that ends in another line
-            continue
-        rows[delimiter] = [cell.strip().lower() for cell in cells]
-    for delimiter, names in rows.items():
-        if find(names, columns.image, IMAGE_COLUMNS) and find(
-            names, columns.caption, CAPTION_COLUMNS
-        ):
-            return delimiter, names
-    if wanted := [name for name in columns if name]:
-        raise InputError(
-            f"{path}: its first line, {one_line(line, 80)!r}, does not name the columns "
-            f"{' and '.join(wanted)}. Name them as that line does."
-        )
+        with contextlib.suppress(csv.Error):  # a quote that ends in another line
+            cells = next(csv.reader([line], **dialect(delimiter)), [])
+            rows[delimiter] = [cell.strip().lower() for cell in cells]
+    for least in (2, 1):  # of two columns one name is enough
+        for delimiter, names in rows.items():
+            image = find(names, columns.image, IMAGE_COLUMNS)
+            caption = find(names, columns.caption, CAPTION_COLUMNS)
+            asked = all(name is None or name.lower() in names for name in columns)
+            enough = bool(image) + bool(caption) >= least and (least == 2 or len(names) == 2)
+            if asked and enough:
+                return delimiter, names
+    shown = f"{path}: its first line, {one_line(line, 80)!r},"
+    if wanted := [one_line(name) for name in columns if name]:
+        raise InputError(f"{shown} does not name the columns {' and '.join(wanted)} so.")
     for delimiter, names in rows.items():
         if len(names) == 2 and IMAGE_NAME.search(names[0]):
             return delimiter, None
     names = rows.get(",", [])
-    known = len(names) == 2 and (names[0] in IMAGE_COLUMNS or names[1] in CAPTION_COLUMNS)
-    if len(names) != 2 and any(name in (*IMAGE_COLUMNS, *CAPTION_COLUMNS) for name in names):
+    if len(names) != 2 and {*IMAGE_COLUMNS, *CAPTION_COLUMNS} & {
+        n for r in rows.values() for n in r
+    }:
         raise InputError(
-            f"{path}: its first line, {one_line(line, 80)!r}, names no column of images, or no "
-            f"column of captions. Say which they are: --image_column, --caption_column."
+            f"{shown} names no column of images, or no column of captions. Say which they are: "
+            f"--image_column, --caption_column."
         )
-    return ",", names if known else None
+    return ",", None
 
 
 def find(names: list[str], wanted: str | None, known: tuple[str, ...]) -> str | None:
@@ -168,7 +199,7 @@ def find(names: list[str], wanted: str | None, known: tuple[str, ...]) -> str | 
     return next((name for name in candidates if name in names), None)
 
 
-def header_places(path: Path, header: list[str], columns: Columns) -> tuple[int, int, int | None]:
+def header_places(header: list[str], columns: Columns) -> tuple[int, int, int | None]:
     """Where a header has images, captions, and splits; of two columns one name is enough."""
     image = find(header, columns.image, IMAGE_COLUMNS)
     caption = find(header, columns.caption, CAPTION_COLUMNS)
@@ -197,9 +228,14 @@ def read_json(path: Path, text: str, columns: Columns, faults: list[str]) -> Ite
         numbered = ((f"{path}: entry {n}", each) for n, each in enumerate(value, 1))
         return read_objects(numbered, columns, faults)
     if "annotations" in value:
-        return read_whole(path, "COCO captions", coco_rows, value)
-    if "images" in value:
-        return read_whole(path, "Karpathy split", karpathy_rows, value)
+        rows = read_whole(path, "COCO captions", coco_rows, value)
+        return without_columns(path, columns, rows)
+    if isinstance(value.get("images"), list):
+        rows = read_whole(path, "Karpathy split", karpathy_rows, value)
+        return without_columns(path, columns, rows)
+    if value and all(map(IMAGE_NAME.search, value)):  # names with their captions
+        pairs = [(f"{path}: {one_line(k)}", {"image": k, "caption": v}) for k, v in value.items()]
+        return without_columns(path, columns, read_objects(pairs, BY_NAME, faults))
     return read_objects([(f"{path}:1", value)], columns, faults)
 
 
@@ -226,13 +262,15 @@ def read_objects(
         image = find(names, columns.image, IMAGE_COLUMNS)
         caption = find(names, columns.caption, CAPTION_COLUMNS)
         if image is None or caption is None:
-            found = ", ".join(map(one_line, names)) or "no object"
+            found = one_line(", ".join(names), 100) if isinstance(value, dict) else "no object"
             faults.append(
-                f"{where}: no image and caption in it, but {found}. Say what they are called: "
-                f"--image_column, --caption_column."
+                f"{where}: no image and caption in it, but {found or 'nothing'}. Say what they are "
+                f"called: --image_column, --caption_column."
             )
             continue
         lines, split = value[names[caption]], value.get(names.get(SPLIT_COLUMN), "")
+        if lines == []:
+            faults.append(f"{where}: it has no caption. Write one or drop it.")
         for line in lines if isinstance(lines, list) else [lines]:
             if not isinstance(line, str) or not isinstance(value[names[image]], str):
                 faults.append(f"{where}: its image or caption is no text. Write both as text.")

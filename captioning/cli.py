@@ -259,8 +259,8 @@ def run(main: Callable[[], None], resume: str = "") -> None:
         log(f"stopped. {resume}".rstrip())
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if not package or (ROOT / package).exists() or (ROOT / f"{package}.py").exists():
-            raise  # a fault of our own
+        if not package or importlib.util.find_spec(package) is not None:
+            raise  # it is there, but not as it should be
         log(f"error: {Path(sys.argv[0]).name} needs {package}: pip install -r requirements.txt")
     except BrokenPipeError:  # the reader closed our stdout, as `| head` does
         pass

@@ -17,7 +17,7 @@ from captioning.captions import (
     tokenize,
 )
 from captioning.files import InputError, is_file, one_line
-from captioning.images import list_images
+from captioning.images import images_below, list_images
 
 SPLIT_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
 SPLIT_NAMES = {  # as files have them
@@ -44,8 +44,8 @@ def find_dataset(
     """
     folders = [images_dir] if images_dir else [folder / name for name in IMAGE_FOLDERS]
     found = next(filter(Path.is_dir, folders), None)
-    if found is None and not images_dir and folder.is_dir() and has_images(folder):
-        found = folder  # as Hugging Face's image folders are
+    if found is None and not images_dir and folder.is_dir():
+        found = folder_of_photos(folder)
     if found is None:
         raise InputError(
             f"{folders[0]}: no such folder. Fetch Flickr8k: python data/download.py; or name yours "
@@ -60,9 +60,12 @@ def find_dataset(
     return found, files
 
 
-def has_images(folder: Path) -> bool:
-    """Whether there are images in a folder, or in those directly in it."""
-    return any(map(list_images, [folder, *filter(Path.is_dir, folder.iterdir())]))
+def folder_of_photos(folder: Path) -> Path | None:
+    """The folder itself if it has photos, or its only one that has; of several again itself."""
+    if list_images(folder):
+        return folder
+    inner = [path for path in sorted(folder.iterdir()) if path.is_dir() and list_images(path)]
+    return inner[0] if len(inner) == 1 else folder if inner else None
 
 
 def usual_files(folder: Path, images_dir: Path) -> list[Path]:
@@ -70,35 +73,40 @@ def usual_files(folder: Path, images_dir: Path) -> list[Path]:
     for name in CAPTION_FILES:
         if is_file(folder / name):
             return [folder / name]
-    for place, names in (
-        (folder, "captions_*.json"),  # COCO's
-        (folder / "annotations", "captions_*.json"),
-        (images_dir, "*/metadata.jsonl"),  # Hugging Face's, one for each split
-        (images_dir, "*/metadata.csv"),
-    ):
-        if files := sorted(place.glob(names)):
+    for place in (folder, folder / "annotations"):
+        if files := sorted(place.glob("captions_*.json")):  # COCO's
             return files
-    return [images_dir] if any(images_dir.rglob("*.txt")) else []
+    names = ("metadata.jsonl", "metadata.csv")  # Hugging Face's, in the photos' folders
+    places = [images_dir, *(path for path in images_dir.iterdir() if path.is_dir())]
+    if files := sorted(place / name for place in places for name in names if is_file(place / name)):
+        return files
+    beside = (photo.with_suffix(".txt") for photo in images_below(images_dir))
+    return [images_dir] if any(map(is_file, beside)) else []
 
 
 def content_hash(paths: list[Path]) -> str:
-    """SHA-256 of the captions files' content; of a folder, of the text files in it."""
+    """SHA-256 of the captions files' content; of a folder, of its text files with their names."""
     digest = hashlib.sha256()
     for path in paths:
         for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
-            digest.update(file.read_bytes())
+            if is_file(file):
+                digest.update(f"{file.name} ".encode() if path.is_dir() else b"")
+                digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
 def read_captions(
-    paths: Path | list[Path], images_dir: Path | None = None, columns: Columns = BY_NAME
+    paths: Path | list[Path],
+    images_dir: Path | None = None,
+    columns: Columns = BY_NAME,
+    with_splits: bool = True,
 ) -> tuple[dict[str, list[str]], dict[str, list[str]] | None]:
     """Read captions files of any of the known forms (data/README.md), told apart by their content.
 
     Returns tokenized captions by image id, the image's path in the images folder, in the files'
     order; and the splits where the files state them, otherwise None. Of several files with a
-    split's name in theirs, as COCO's, each is a split. Raises InputError with the file, the line
-    and the fix.
+    split's name in theirs, as COCO's, each is a split. Without `with_splits` none is read. Raises
+    InputError with the file, the line and the fix.
     """
     paths = paths if isinstance(paths, list) else [paths]
     captions: dict[str, list[str]] = {}
@@ -106,19 +114,22 @@ def read_captions(
     faults: list[str] = []  # of all lines, so that they can be mended at once
     for path in paths:
         folder = folder_of(path, images_dir)
-        of_file = split_in(path.stem, path.parent.name) if len(paths) > 1 else ""
+        of_file = split_in(path.stem, folder) if len(paths) > 1 else ""
         for row in read_rows(path, columns, faults):
-            name = image_id_of(f"{folder}/{row.image}" if folder else row.image)
+            name = image_id_of(row.image.strip())
             if is_outside(name):
                 shown = repr(one_line(name))
                 faults.append(f"{row.where}: {shown} is not a file name inside the images folder.")
                 continue
+            name = f"{folder}/{name}" if folder else name
             tokens = tokenize(row.caption[:MAX_CAPTION_LENGTH])
             captions.setdefault(name, []).append(" ".join(tokens))
             if fault := _fault(row.caption, tokens):
                 faults.append(f"{row.where}: the caption of {one_line(name)} {fault} or drop it.")
             split = SPLIT_NAMES.get(row.split.lower(), "") if row.split else of_file
-            if row.split and not split:
+            if not with_splits:
+                split = ""
+            elif row.split and not split:
                 known = ", ".join(SPLIT_NAMES)
                 faults.append(
                     f"{row.where}: the split {one_line(row.split, 50)!r} is none of {known}."
@@ -137,16 +148,17 @@ def read_captions(
 def folder_of(path: Path, images_dir: Path | None) -> str:
     """The folder, in that of the images, of the images that a captions file names.
 
-    It is the file's own, as in Hugging Face's image folders; or train2017 of COCO's
-    captions_train2017.json, where there is such a folder.
+    It is train2017 of COCO's captions_train2017.json, where there is such a folder; or the file's
+    own, where there are images, as in Hugging Face's; or a folder of text files itself.
     """
-    if images_dir is None or path.is_dir():
+    if images_dir is None:
         return ""
-    own, images = path.resolve().parent, images_dir.resolve()
-    if own != images and own.is_relative_to(images):
-        return own.relative_to(images).as_posix()
     coco = path.stem.removeprefix("captions_")
-    return coco if coco != path.stem and (images_dir / coco).is_dir() else ""
+    if coco != path.stem and (images_dir / coco).is_dir():
+        return coco
+    own, images = path.resolve() if path.is_dir() else path.resolve().parent, images_dir.resolve()
+    inside = own != images and own.is_relative_to(images)
+    return own.relative_to(images).as_posix() if inside and folder_of_photos(own) else ""
 
 
 def split_in(*names: str) -> str:
@@ -165,7 +177,7 @@ def _splits(split_of: dict[str, str]) -> dict[str, list[str]] | None:
     if without := [name for name, split in split_of.items() if not split]:
         raise InputError(
             f"{one_line(without[0])} is in no split, as others are ({len(without)} images). Give "
-            f"each row its split, or none."
+            f"each a split, or lists of your own: --train_list."
         )
     return {split: [i for i, own in split_of.items() if own == split] for split in SPLITS}
 
@@ -204,9 +216,10 @@ def read_split_lists(folder: Path, given: dict[str, Path] | None = None) -> dict
     splits: dict[str, list[str]] = {}
     for split in SPLITS:
         path = lists.get(split)
-        names = decode(path).split("\n") if path and (given or is_file(path)) else []
+        wanted = path and (given or is_file(path))
+        names = decode(path, "list of images").split("\n") if wanted else []
         splits[split] = list(dict.fromkeys(image_id_of(n.strip()) for n in names if n.strip()))
-    return splits if any(splits.values()) else None
+    return splits if given or any(splits.values()) else None
 
 
 def check_splits(splits: dict[str, list[str]], captions: dict[str, list[str]]) -> None:

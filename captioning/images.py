@@ -229,3 +229,11 @@ def typical_side(paths: list[Path]) -> int:
 def list_images(folder: str | Path) -> list[Path]:
     """The image files directly in `folder`, sorted by name, chosen by their suffix."""
     return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """The image files in a folder and all folders below it, but hidden ones; sorted."""
+    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
+    hidden = (any(part.startswith(".") for part in f.relative_to(folder).parts) for f in folders)
+    seen = (list_images(f) for f, skip in zip(folders, hidden, strict=True) if not skip)
+    return sorted(image for images in seen for image in images)

@@ -11,9 +11,9 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 
 from captioning.beams import Beams
 from captioning.captioner import (
@@ -57,7 +57,7 @@ class OnnxCaptioner(BaseCaptioner):
     'a dog runs through the grass'
     """
 
-    session: onnxruntime.InferenceSession
+    session: Any  # an `onnxruntime.InferenceSession`
     vocabulary: Vocabulary
     config: CaptionerConfig
     neighbours: Neighbours | None = None
@@ -132,7 +132,7 @@ def types(values: list) -> dict[str, str]:
     return {value.name: value.type for value in values}
 
 
-def check_graph(session: onnxruntime.InferenceSession, config: CaptionerConfig) -> None:
+def check_graph(session, config: CaptionerConfig) -> None:
     """Raises ValueError if inputs or outputs are not those of the captioner in `config`."""
     outputs, grid = types(session.get_outputs()), config.features == "grid"
     possible = [FOUND | FEATURES, FOUND | FEATURES | ATTENTION][: 1 + grid]
@@ -145,7 +145,7 @@ def check_graph(session: onnxruntime.InferenceSession, config: CaptionerConfig) 
         raise ValueError(f"its pixels are {shape}, not (B, S, S, 3), S up to {SIDES[-1]}")
 
 
-def side_of(session: onnxruntime.InferenceSession) -> int:
+def side_of(session) -> int:
     """The side, in pixels, of the photos that the CNN takes."""
     return session.get_inputs()[0].shape[1]
 
@@ -171,15 +171,25 @@ def check_found(
         raise InputError("the .onnx says what is no probability: export it again.")
 
 
-def constants(session: onnxruntime.InferenceSession, names: list[str]) -> list[np.ndarray]:
+def constants(session, names: list[str]) -> list[np.ndarray]:
     """Outputs that are the same for all photos."""
     # Of no photo at all, ONNX Runtime 1.20 crashes.
     blank = np.zeros((1, side_of(session), side_of(session), 3), np.uint8)
     return run(session, names, blank, beam_size=1, length_penalty=1)
 
 
-def open_session(content: bytes, **settings) -> onnxruntime.InferenceSession:
+def load_runtime():
+    """ONNX Runtime, which from version 1.29 on would tell its makers how it is used."""
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # read once, when it is imported
+    import onnxruntime
+
+    onnxruntime.disable_telemetry_events()  # on Windows the variable is not read
+    return onnxruntime
+
+
+def open_session(content: bytes, **settings):
     """ONNX Runtime's session, with `settings` of its options; raises InputError if it has none."""
+    onnxruntime = load_runtime()
     options = onnxruntime.SessionOptions()
     # The content says what it is: else it could be read in ONNX Runtime's own format as well.
     options.add_session_config_entry("session.load_model_format", "ONNX")
@@ -198,7 +208,7 @@ def open_session(content: bytes, **settings) -> onnxruntime.InferenceSession:
 
 
 def run(
-    session: onnxruntime.InferenceSession,
+    session,
     outputs: list[str],
     pixels: np.ndarray,
     beam_size: int,

@@ -8,7 +8,6 @@ from dataclasses import asdict
 import keras
 import numpy as np
 import onnx
-import onnxruntime
 import tensorflow as tf
 import tf2onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -23,6 +22,7 @@ from captioning.onnx_captioner import (
     FOUND,
     INPUTS,
     NEIGHBOURS,
+    load_runtime,
     open_session,
 )
 from captioning.onnx_check import OPSET, STANDARD
@@ -91,7 +91,7 @@ def put_values(graph: onnx.GraphProto, values: dict[str, np.ndarray]) -> None:
 def fold_constants(model: onnx.ModelProto) -> onnx.ModelProto:
     """The model without what ONNX Runtime would compute of its weights at each start."""
     # This level uses standard operators alone, and suits any processor.
-    level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    level = load_runtime().GraphOptimizationLevel.ORT_ENABLE_BASIC
     with tempfile.TemporaryDirectory() as folder:
         options = {"graph_optimization_level": level, "optimized_model_filepath": f"{folder}/m"}
         open_session(model.SerializeToString(), **options)

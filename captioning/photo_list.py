@@ -6,11 +6,11 @@ from pathlib import Path
 
 from captioning import cli
 from captioning.files import InputError, one_line
-from captioning.images import IMAGE_SUFFIXES, list_images
+from captioning.images import IMAGE_SUFFIXES, images_below, list_images
 
 NAMES_SHOWN = 5  # of what is left out of a folder
 # COCO's own names, whose number is the image's id: COCO_val2014_000000391895, 000000391895.
-COCO_NAME = re.compile(r"(?:COCO_\w+\d{4}_)?(\d{12})")
+COCO_NAME = re.compile(r"(?:COCO_\w+[0-9]{4}_)?(0{5}[0-9]{7})")
 
 
 def list_photos(arguments: list[str], recursive: bool = False) -> dict[Path, str]:
@@ -27,7 +27,7 @@ def list_photos(arguments: list[str], recursive: bool = False) -> dict[Path, str
             folder, images = path, images_below(path) if recursive else list_images(path)
             log_others(path, images, recursive)
         elif glob.has_magic(argument) and not path.exists():
-            folder, images = matches(argument)
+            folder, images = matches(argument, recursive)
         else:
             folder, images = path.parent, [path]
         for image in images:
@@ -35,23 +35,25 @@ def list_photos(arguments: list[str], recursive: bool = False) -> dict[Path, str
     return photos
 
 
-def images_below(folder: Path) -> list[Path]:
-    """The image files in a folder and all folders below, but hidden ones."""
-    folders = [folder, *(path for path in folder.rglob("*") if path.is_dir())]
-    hidden = (any(part.startswith(".") for part in f.relative_to(folder).parts) for f in folders)
-    seen = (list_images(f) for f, skip in zip(folders, hidden, strict=True) if not skip)
-    return sorted(image for images in seen for image in images)
+def matches(pattern: str, recursive: bool) -> tuple[Path, list[Path]]:
+    """The images that a pattern matches, and the folder from which on it is a pattern.
 
-
-def matches(pattern: str) -> tuple[Path, list[Path]]:
-    """The images that a pattern matches, and the folder from which on it is a pattern."""
-    parts = Path(pattern).parts
-    count = next(number for number, part in enumerate(parts) if glob.has_magic(part))
-    found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - may be absolute
-    images = [p for p in found if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    Those in folders that it matches are among them.
+    """
+    parts, folder = Path(pattern).parts, Path()
+    while len(parts) > 1 and (not glob.has_magic(parts[0]) or (folder / parts[0]).is_dir()):
+        folder, parts = folder / parts[0], parts[1:]
+    found = glob.glob(str(Path(*parts)), root_dir=folder, recursive=True)  # noqa: PTH207
+    images: list[Path] = []
+    for path in (folder / name for name in sorted(found)):
+        if path.is_dir() and "**" not in parts:
+            images += images_below(path) if recursive else list_images(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+            images.append(path)
     if not images:
-        raise InputError(f"{one_line(pattern)}: no image matches this pattern.")
-    return Path(*parts[:count]), images
+        hint = "the sign [ itself is written [[]"
+        raise InputError(f"{one_line(pattern)}: no image matches this pattern ({hint}).")
+    return folder, sorted(images)
 
 
 def log_others(folder: Path, images: list[Path], recursive: bool) -> None:

@@ -1,5 +1,6 @@
 """Every picture that the scripts draw, by matplotlib's object interface: no display needed."""
 
+import contextlib
 import math
 import textwrap
 import warnings
@@ -138,9 +139,10 @@ def draw_description(
 
 
 def _save(figure: Figure, target: Path) -> None:
-    _choose_fonts(figure)
     with atomic_path(target) as path, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing")  # said already
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # _choose_fonts says it
+        figure.draw_without_rendering()  # after which axes have all their texts
+        _choose_fonts(figure)
         figure.savefig(path, dpi=120, bbox_inches="tight")
 
 
@@ -154,9 +156,10 @@ def _choose_fonts(figure: Figure) -> None:
     for font in [own, *sorted(others, key=lambda font: (font.name, font.fname))]:
         if not lacking:
             break
-        if found := lacking & font_manager.get_font(font.fname).get_charmap().keys():
-            lacking -= found
-            families.append(font.name)
+        with contextlib.suppress(OSError, RuntimeError):  # a font that was removed, or is broken
+            if found := lacking & font_manager.get_font(font.fname).get_charmap().keys():
+                lacking -= found
+                families.append(font.name)
     for text in texts:
         text.set_fontfamily(families or [OWN_FONT])
     if lacking:

@@ -9,8 +9,8 @@ Writes  the same as a picture, with four training photos and their captions.
 Nobody should test on what was trained on. So photos of different splits that are nearly identical
 are named: those whose features, less the training photos' mean, have a cosine of --similar or more.
 Of Flickr8k's dev photos 99 of 100 have no training photo above 0.86, by the included captioner's
-features; a copy that was mirrored, or cropped by 5 % a side, has 0.91 or more (60 photos). One of other
-quality or size may have less.
+features. Copies of 60 that were mirrored, or cropped by 5 % a side, had 0.91 or more. A copy of
+other quality or size may have less.
 
 Lengths are in words, as preprocess.py splits captions. Words are counted in the training split
 alone: dev and test must not tell which words are learnt."""
@@ -26,9 +26,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from captioning import cli
-from captioning.captions import SPECIAL_TOKENS, SPLITS, load_captions
+from captioning.captions import SPECIAL_TOKENS, SPLITS, as_written, load_captions
 from captioning.features import load_features
-from captioning.files import one_line
+from captioning.files import InputError, one_line
 from captioning.images import try_load_image
 from captioning.neighbours import averages
 
@@ -111,6 +111,8 @@ def near_duplicates(
     As (cosine, "split/name", "split/name"), the most similar pair first.
     """
     row_of = {image_id: row for row, image_id in enumerate(features["image_ids"])}
+    if missing := [i for split in SPLITS for i in splits[split] if i not in row_of]:
+        raise InputError(f"{one_line(missing[0])} has no features. Run preprocess.py again.")
     rows = {split: [row_of[i] for i in splits[split]] for split in SPLITS}
     array, mean, before, names, found = features["features"], None, [], [], []
     for split in SPLITS:
@@ -154,7 +156,9 @@ def choose_examples(text: dict, images_dir: Path, seed: int) -> list[tuple[Path,
     """Some training photos with their captions; none, and a word why, if one cannot be read."""
     train = text["splits"]["train"]
     chosen = random.Random(seed).sample(train, min(EXAMPLES, len(train)))
-    examples = [(images_dir / i, [f"– {line}" for line in text["captions"][i]]) for i in chosen]
+    examples = [
+        (images_dir / i, [f"– {as_written(line)}" for line in text["captions"][i]]) for i in chosen
+    ]
     for path, _ in examples:
         if problem := try_load_image(path)[1]:
             cli.log(f"no examples: {problem}. Name the photos' folder with --images_dir.")

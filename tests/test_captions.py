@@ -122,6 +122,13 @@ FORMS = {  # of the same captions
         "image_name| comment_number| comment\na.jpg| 0| A dog .\na.jpg| 1| Dogs\n"
         "b.jpg| 0| A man , old\n"
     ),
+    "flickr30k-without-one-delimiter": (  # as a line of its results.csv is
+        "image_name| comment_number| comment\na.jpg| 0| A dog .\na.jpg| 1   Dogs\n"
+        "b.jpg| 0| A man , old\n"
+    ),
+    "names-with-captions": json.dumps({"a.jpg": ["A dog .", "Dogs"], "b.jpg": "A man , old"}),
+    "one-name-known": "image;satz\na.jpg;A dog .\na.jpg;Dogs\nb.jpg;A man , old\n",
+    "quotes-in-tabs": 'image\ttext\na.jpg\t"A dog .\na.jpg\tDogs\nb.jpg\t"A man" , old\n',
     "more-columns": (
         'id,image,caption,author\n1,a.jpg,A dog .,x\n2,a.jpg,Dogs,y\n3,b.jpg,"A man , old",x\n'
     ),
@@ -229,6 +236,51 @@ def test_coco_s_two_files_are_its_splits_with_their_folders(tmp_path):
     assert read_captions(files[0], images_dir)[1] is None  # of one file alone no split is made
 
 
+def test_coco_as_it_is_unpacked(tmp_path):
+    for folder in ("annotations", "train2017", "val2017"):
+        (tmp_path / folder).mkdir()
+    for split, name in (("train", "a.jpg"), ("val", "b.jpg")):
+        (tmp_path / f"{split}2017" / name).touch()
+        (tmp_path / "annotations" / f"captions_{split}2017.json").write_text(coco(name, 1))
+    images_dir, files = find_dataset(tmp_path)
+    captions, splits = read_captions(files, images_dir)
+    assert captions == {"train2017/a.jpg": ["a a"], "val2017/b.jpg": ["a b"]}
+    assert splits == {"train": ["train2017/a.jpg"], "dev": ["val2017/b.jpg"], "test": []}
+
+
+def test_text_files_in_two_folders_are_two_splits(tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / "Images" / split).mkdir(parents=True)
+        (tmp_path / "Images" / split / "a.jpg").touch()
+        (tmp_path / "Images" / split / "a.txt").write_text("a dog")
+    folders = [tmp_path / "Images" / split for split in ("train", "test")]
+    captions, splits = read_captions(folders, tmp_path / "Images")
+    assert captions == {"train/a.jpg": ["a dog"], "test/a.jpg": ["a dog"]}
+    assert splits == {"train": ["train/a.jpg"], "dev": [], "test": ["test/a.jpg"]}
+
+
+def test_a_folder_s_name_outside_of_the_photos_is_no_split(tmp_path):
+    (tmp_path / "dev21").mkdir()
+    files = [tmp_path / "dev21" / name for name in ("one.csv", "two.csv")]
+    for number, file in enumerate(files):
+        file.write_text(f"{number}.jpg,a dog\n")
+    assert read_captions(files)[1] is None
+
+
+def test_the_only_folder_with_photos_is_found_and_what_is_there_is_taken(tmp_path):
+    (tmp_path / "flickr30k_images").mkdir()
+    (tmp_path / "flickr30k_images" / "a.jpg").touch()
+    (tmp_path / "results.csv").write_text(FORMS["flickr30k"])
+    assert find_dataset(tmp_path) == (tmp_path / "flickr30k_images", [tmp_path / "results.csv"])
+    (tmp_path / "results.csv").rename(tmp_path / "flickr30k_images" / "metadata.csv")
+    (tmp_path / "flickr30k_images" / "notes.txt").write_text("of no photo")
+    photos, files = find_dataset(tmp_path)
+    assert files == [photos / "metadata.csv"]
+    files[0].unlink()
+    with pytest.raises(InputError, match="Name yours with --captions_file"):
+        find_dataset(tmp_path)
+
+
 def test_hugging_face_s_folders_are_splits(tmp_path):
     for split in ("train", "validation"):
         (tmp_path / split).mkdir()
@@ -246,6 +298,14 @@ def test_hugging_face_s_folders_are_splits(tmp_path):
     [
         ("image;text\na.jpg;b\n\nx;y;z\n", r"captions.txt:4: 3 columns where .* two"),
         ("number,image,words\n1,a.jpg,b\n", r"first line, 'number,image,words', .* --image_column"),
+        ("image,caption\na.jpg\n", r"captions.txt:2: 1 columns .* Separate them by ','"),
+        ("image\tcaption\na.jpg\ta\tb\n", r"captions.txt:2: 3 columns .* out of captions"),
+        ('{"file_name": "/etc/a.jpg", "text": "a"}', "'/etc/a.jpg' is not a file name inside"),
+        ('[{"image": "a.jpg", "caption": []}]', "entry 1: it has no caption"),
+        (
+            json.dumps({f"n{i}": "x" for i in range(10**5)}),
+            "no image and caption in it, but n0, n1",
+        ),
         ('[{"image": "a.jpg"}]', "entry 1: no image and caption in it, but image"),
         ('[{"image": 7, "caption": "a"}]', "entry 1: its image or caption is no text"),
         ('["a.jpg"]', "entry 1: no image and caption in it, but no object"),
@@ -263,6 +323,15 @@ def test_a_wrong_file_is_told_with_its_place_and_fix(tmp_path, text, message):
     with pytest.raises(InputError, match=message) as error:
         read_captions(path)
     assert len(str(error.value).splitlines()) == 1
+    assert len(str(error.value)) < 500
+
+
+def test_columns_of_a_form_that_has_none_are_refused(tmp_path):
+    path = tmp_path / "captions.txt"
+    for form in ("token.txt-bom-crlf-blank", "coco"):
+        path.write_text(FORMS[form].removeprefix("\ufeff"))
+        with pytest.raises(InputError, match="has no columns: leave out"):
+            read_captions(path, columns=Columns("image", None))
 
 
 @pytest.mark.parametrize(
@@ -279,7 +348,11 @@ def test_lists_may_have_any_names(tmp_path):
     (tmp_path / "mine.txt").write_bytes("a.jpg\r\nb.jpg".encode("utf-16"))
     splits = read_split_lists(tmp_path, {"train": tmp_path / "mine.txt"})
     assert splits == {"train": ["a.jpg", "b.jpg"], "dev": [], "test": []}
-    with pytest.raises(InputError, match="no such captions file"):
+    (tmp_path / "empty.txt").write_text(" \n")
+    splits = read_split_lists(tmp_path, {"train": tmp_path / "empty.txt"})
+    with pytest.raises(InputError, match="no images to train on"):  # not a random split
+        check_splits(splits, {})
+    with pytest.raises(InputError, match=r"none\.txt: no such list of images"):
         read_split_lists(tmp_path, {"train": tmp_path / "none.txt"})
 
 

@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+from collections import Counter
 
 import joblib
 import numpy as np
@@ -11,7 +12,7 @@ from helpers import EXAMPLES, run_here
 from matplotlib import font_manager
 
 from captioning.captions import as_written, tokenize
-from captioning.plots import draw_captions
+from captioning.plots import draw_captions, draw_description
 from model import Captioner
 
 COLOURS = ("red", "green", "blue", "yellow", "purple", "black")
@@ -112,6 +113,14 @@ def test_a_picture_says_once_what_no_font_shows(demo_photo, tmp_path, capsys, mo
     assert told.startswith("the picture lacks 4 characters (一只狗黑): no installed font")
     draw_captions([(demo_photo, ["a dog كلب größe"])], tmp_path / "x.png")
     assert capsys.readouterr().err == caplog.text == ""
+
+
+def test_words_on_an_axis_are_looked_at_as_well(tmp_path, capsys, monkeypatch):
+    own = [f for f in font_manager.fontManager.ttflist if f.name.startswith("DejaVu")]
+    monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
+    lengths = {"train": [3, 4], "dev": [], "test": []}
+    draw_description(lengths, Counter({"犬": 2, "dog": 1}), 2, [], tmp_path / "x.png")
+    assert "the picture lacks 1 characters (犬)" in capsys.readouterr().err
 
 
 def test_another_font_is_taken_for_what_the_first_one_lacks(demo_photo, tmp_path, capsys, caplog):

@@ -32,8 +32,9 @@ def folder(tmp_path, monkeypatch) -> Path:
         (["sub"], True, ["c.jpg", "deep/ü d.webp"]),
         (["*.jpg"], False, ["a.jpg"]),
         (["**/*.jpg"], False, ["a.jpg", "sub/c.jpg"]),
-        (["sub/*"], False, ["c.jpg"]),
+        (["sub/*"], False, ["c.jpg", "deep/ü d.webp"]),  # as a shell's would
         (["s?b/**/*"], False, ["sub/c.jpg", "sub/deep/ü d.webp"]),
+        (["s*"], True, ["sub/c.jpg", "sub/deep/ü d.webp"]),
         (["sub/c.jpg", "sub", "sub/c.jpg"], True, ["c.jpg", "deep/ü d.webp"]),
     ],
 )
@@ -48,8 +49,10 @@ def test_photos_are_found_with_their_names_from_there_on(folder, arguments, recu
 def test_a_pattern_that_matches_nothing_is_named_but_a_name_may_look_like_one(folder):
     with pytest.raises(InputError, match=r"x\*\.jpg: no image matches this pattern"):
         list_photos(["x*.jpg"])
-    (folder / "[a].jpg").touch()
-    assert [*list_photos(["[a].jpg"]).values()] == ["[a].jpg"]
+    (folder / "my[1]").mkdir()
+    for name in ("[a].jpg", "my[1]/b.jpg"):
+        (folder / name).touch()
+    assert [*list_photos(["[a].jpg", "my[1]/*.jpg"]).values()] == ["[a].jpg", "b.jpg"]
 
 
 def test_what_is_left_out_of_folders_is_counted_and_named(folder, capsys):
@@ -68,6 +71,7 @@ def test_what_is_left_out_of_folders_is_counted_and_named(folder, capsys):
         ("val2017/000000391895.jpg", 391895),
         ("000000000001.png", 1),
         ("391895.jpg", "391895.jpg"),
+        ("trip/202401011230.jpg", "trip/202401011230.jpg"),
         ("1000268201_693b08cb0e.jpg", "1000268201_693b08cb0e.jpg"),
         ("sub/x.jpg", "sub/x.jpg"),
     ],
