@@ -63,11 +63,13 @@ def as_written(caption: str) -> str:
 
     `tokenize` gives the same tokens back.
     """
-    tokens, sentence = caption.split(), ""
+    if not UNSPACED.search(caption):
+        return caption
+    tokens, parts = caption.split(), []
     for before, token in zip(["", *tokens], tokens, strict=False):
         joined = UNSPACED.match(before) and UNSPACED.match(token) and not _is_mark(token[0])
-        sentence += token if joined or not before else f" {token}"
-    return sentence
+        parts += [" " * bool(before and not joined), token]
+    return "".join(parts)
 
 
 def _with_spaces(text: str) -> str:
