@@ -150,9 +150,10 @@ def test_your_own_data_as_the_readme_says(tmp_path):
     fenced = ""
     for page, title in (("README.md", "Your own data"), ("docs/training.md", "Your own photos")):
         section = (ROOT / page).read_text().split(f"\n## {title}\n")[1].split("\n## ")[0]
-        fenced += "\n".join(section.split("\n```\n")[1::2]).replace("mine.h5", f"{page[:4]}.h5")
+        commands = "\n".join([*section.split("\n```\n")[1::2], ""])
+        fenced += commands.replace("mine.h5", f"{page[:4]}.h5")
     photos = "python generate_caption.py --image_path data/mine/Images --model_path models/mine2.h5"
-    fenced += f"\n{photos}\n"
+    fenced += f"{photos}\n"
     words = {word for name in (*COLOURS, *SHAPES) for word in (name, f"{name}s")}
     captioned, told = 0, ""
     for command in fenced.splitlines():
