@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from captioning import cli
+from captioning.captioner import DECODING_BATCH
 from captioning.captions import SPLITS, as_written, load_captions
 from captioning.confidence import report, table
 from captioning.features import load_features, trained_on
@@ -124,8 +125,6 @@ def decoding(captioner, args) -> dict:
 
 def decode(captioner, images: np.ndarray, args) -> tuple[list, float]:
     """A `Caption` for each of images (N, …), and the seconds that they took without tracing."""
-    from captioning.captioner import DECODING_BATCH
-
     for count in {min(len(images), DECODING_BATCH), len(images) % DECODING_BATCH} - {0}:
         captioner.caption_features(images[:count], args.beam_size)  # both sizes are traced here
     started = time.perf_counter()
@@ -225,7 +224,8 @@ def print_table(results: dict[str, dict]) -> None:
     print(" " * width + "".join(f"{name:>9}" for name in shown))
     for row in rows:
         print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
-    print(SUMMARY.format_map(model | protocol | protocol["decoding"]))
+    constant = {"constant_caption": as_written(protocol["constant_caption"])}
+    print(SUMMARY.format_map(model | protocol | protocol["decoding"] | constant))
     for note in protocol["notes"]:
         cli.log(f"note: {note}")
     if protocol["split"] == "dev":

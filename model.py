@@ -24,7 +24,7 @@ import numpy as np
 import tensorflow as tf
 from keras import layers
 
-from captioning.beams import Beams, Caption
+from captioning.beams import Beams, Caption, rank
 from captioning.captioner import (
     DECODING_BATCH,
     BaseCaptioner,
@@ -248,7 +248,7 @@ class Captioner(BaseCaptioner):
         for start in range(0, len(features), DECODING_BATCH):
             batch = finite(features[start : start + DECODING_BATCH])
             beams = self.search_features(batch, size, length_penalty)
-            found += self.in_words(self.ranked(beams, batch, length_penalty))
+            found += self.in_words(rank(beams, batch, self.neighbours, length_penalty))
         return found
 
     def search_features(self, features: np.ndarray, beam_size: int, length_penalty: float) -> Beams:

@@ -43,7 +43,7 @@ from captioning.features import (
     shard_files,
 )
 from captioning.files import InputError, is_file, one_line, save_pickle
-from captioning.images import IMAGE_SUFFIXES, READING, typical_side
+from captioning.images import READING, is_image, typical_side
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,8 +91,7 @@ def main() -> None:
     """Read, check, extract, count, write; nothing is written before everything is checked."""
     args = parse_arguments()
     images_dir, files = find_dataset(args.dataset_dir, args.images_dir, args.captions_file)
-    names = ", ".join(map(str, files))
-    cli.log(f"captions: {names}; photos: {images_dir}")
+    cli.log(f"captions: {', '.join(map(str, files))}; photos: {images_dir}")
     columns = Columns(args.image_column, args.caption_column)
     lists = {split: getattr(args, f"{split}_list") for split in SPLITS}
     lists = {split: path for split, path in lists.items() if path}
@@ -104,7 +103,7 @@ def main() -> None:
     splits = {split: image_ids[: args.limit] for split, image_ids in splits.items()}
     splits = drop_missing(splits, images_dir, args.allow_missing)
     wanted = set(chain(*splits.values()))
-    images = {n for n in names_below(images_dir) if Path(n).suffix.lower() in IMAGE_SUFFIXES}
+    images = set(filter(is_image, names_below(images_dir)))
     unused = len(images - wanted)
 
     features, is_new = features_of(args, images_dir, sorted(wanted))

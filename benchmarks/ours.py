@@ -12,6 +12,7 @@ import workload
 
 from captioning import cli
 from captioning.captions import LENGTH_PENALTY
+from captioning.files import is_onnx
 
 TURNS = 3
 PASS = 16  # images per pass of the network, as preprocess.py has it
@@ -99,37 +100,31 @@ def extract(folder: Path, name: str) -> None:
     workload.report(ours=ours, bare=ceiling, ratio=ratio)
 
 
-def photos(folder: Path, suffix: str) -> None:
+def photos(folder: Path, path: Path, whole: bool) -> None:
     """Seconds a photo by one of the included captioner's files: from pixels, PASS at once.
 
-    Report those of a greedy search, which are mostly the CNN's, and of what is the default.
+    Of captions as they are by default if `whole`; else of a greedy search, mostly the CNN's.
     """
     from captioning.images import load_image
 
-    if suffix == "onnx":
-        from captioning.onnx_captioner import OnnxCaptioner
-
-        captioner = OnnxCaptioner.load(cli.INCLUDED)
+    if is_onnx(path):
+        from captioning.onnx_captioner import OnnxCaptioner as Captioner  # without TensorFlow
     else:
+        cli.load_tensorflow()
         from model import Captioner
 
-        captioner = Captioner.load(cli.INCLUDED_H5)
+    captioner = Captioner.load(path)
     paths, size = workload.photos(folder)[:CAPTIONED_IMAGES], captioner.config.photo_size
     pixels = np.stack([load_image(path, size) for path in paths])
 
-    def run(caption) -> None:
-        for start in range(0, len(pixels), PASS):
-            caption(pixels[start : start + PASS])
+    def run(count: int) -> None:
+        for start in range(0, count, PASS):
+            batch = pixels[start : start + PASS]
+            captioner.decode_photos(batch) if whole else captioner.search(batch, 1, LENGTH_PENALTY)
 
-    times = {}
-    for name, caption in (
-        ("seconds", lambda batch: captioner.search(batch, 1, LENGTH_PENALTY)),
-        ("default", captioner.decode_photos),
-    ):
-        caption(pixels[:PASS])  # traced here
-        each = [seconds(run, caption) for _ in range(TURNS)]
-        times[name] = statistics.median(each) / len(pixels)
-    workload.report(**times)
+    run(PASS)  # traced here
+    times = [seconds(run, len(pixels)) for _ in range(TURNS)]
+    workload.report(seconds=statistics.median(times) / len(pixels))
 
 
 def model(folder: Path) -> None:
@@ -151,8 +146,10 @@ def seconds(run, *arguments) -> float:
 
 if __name__ == "__main__":
     task, folder = sys.argv[1], Path(sys.argv[2])
-    if task == "photos_onnx":
-        photos(folder, "onnx")  # without TensorFlow
+    what, _, kind = task.partition("_")
+    if what in ("photos", "search"):
+        path = cli.INCLUDED.with_suffix(f".{kind}")
+        photos(folder, path, whole=what == "photos")
         sys.exit()
     cli.load_tensorflow()
     import keras
@@ -160,7 +157,5 @@ if __name__ == "__main__":
     keras.utils.set_random_seed(0)
     if task.startswith("extract_"):
         extract(folder, task.removeprefix("extract_"))
-    elif task == "photos_h5":
-        photos(folder, "h5")
     else:
         {"train": train, "updown": updown, "caption": caption, "model": model}[task](folder)

@@ -26,7 +26,6 @@ HERE = Path(__file__).resolve().parent
 TURNS = 3
 CLI_TURNS = 5
 BEAM = ("--beam_size", "3")
-FILES = ("onnx", "h5")  # the included captioner's
 PACKAGES = ("tensorflow", "keras", "numpy", "onnxruntime")
 
 
@@ -116,19 +115,17 @@ def extraction(folder: Path) -> tuple[list, dict]:
 
 def photos(folder: Path) -> tuple[list, dict]:
     """From pixels to captions by the included captioner's two files: rows, and their ratio."""
-    turns = [[measure("ours", f"photos_{kind}", folder) for kind in FILES] for _ in range(TURNS)]
-    rows, ratios = [], {}
-    for what, key in (("CNN and greedy search", "seconds"), ("by default", "default")):
-        times = np.array([[each[key] for each in turn] for turn in turns])  # (TURNS, 2)
-        ratio = np.median(times[:, 1] / times[:, 0])  # of their rates
-        ratios[key] = float(ratio)
-        for column, kind in enumerate(FILES):
-            ms = f"{1000 * np.median(times[:, column]):.1f} ms a photo"
-            peak = np.median([turn[column]["peak_mb"] for turn in turns])
-            what_file = f"captioning photos, the included .{kind}, {what}"
-            rows.append((what_file, ms, ratio if kind == "onnx" else 1, peak))
+    rows, rates = [], []
+    for task, what in (("search", "CNN and greedy search"), ("photos", "by default")):
+        contestants = {
+            f"captioning photos, the included .{kind}, {what}": ("ours", f"{task}_{kind}", folder)
+            for kind in ("onnx", "h5")
+        }
+        compared = compare(measure, contestants, base=0, turns=TURNS)
+        rows += [(name, f"{1000 * s:.1f} ms a photo", r, peak) for name, s, r, peak in compared]
+        rates.append(compared[1][2])  # the .h5's time, divided by the .onnx's
     # Greedy search is a small part of it: the rest is the CNN's, the extraction.
-    return rows, {"onnx_extract_vs_tf": ratios["seconds"]}
+    return rows, {"onnx_extract_vs_tf": rates[0]}
 
 
 def command_line(folder: Path) -> tuple[list, dict]:

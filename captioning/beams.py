@@ -40,9 +40,11 @@ class Caption(NamedTuple):
 
 
 def rank(
-    beams: Beams, features: np.ndarray, neighbours: Neighbours, length_penalty: float
+    beams: Beams, features: np.ndarray, neighbours: Neighbours | None, length_penalty: float
 ) -> Beams:
-    """The beams in the order of the CIDEr that neighbours of features (B, …) let expect."""
+    """The beams in the order of the CIDEr that neighbours, if any, of features (B, …) expect."""
+    if neighbours is None:
+        return beams
     expected = neighbours.expected_cider(features, beams.tokens)  # (B, K)
     lengths = np.count_nonzero(beams.tokens != PADDING, axis=2)  # (B, K), with END
     ranking = beams.scores / np.maximum(lengths, 1) ** float(length_penalty)

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from captioning.files import InputError, is_file, one_line
-from captioning.images import images_below
+from captioning.images import images_below, is_image
 
 # Names of columns, the surest first: a table may have several of them.
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "image_file", "file")
 IMAGE_COLUMNS += ("path", "photo", "images", "name", "image_id", "id")
 CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description", "sentence")
 SPLIT_COLUMN = "split"
+UNNAMED = ["image", "caption"]  # the columns of a table without a header
 DELIMITERS = (",", ";", "\t", "|")
-IMAGE_NAME = re.compile(r"\.(jpe?g|png|gif|bmp|webp|tiff?|jfif|jpe)\s*$", re.IGNORECASE)
 TOKEN_LINE = re.compile(r"([^\t\n]+)#\d+\t(.*)")  # of Flickr8k.token.txt
 JSON_START = re.compile(r'\s*(\{\s*["}]|\[\s*[\[{"\]])')  # a name may begin with such a bracket
 BYTE_ORDER_MARKS = {
@@ -112,17 +112,15 @@ def read_token_lines(path: Path, text: str, faults: list[str]) -> Iterator[Row]:
 def read_table(path: Path, text: str, columns: Columns, faults: list[str]) -> Iterator[Row]:
     """A table with a header, or with the two columns image and caption."""
     delimiter, header = find_header(path, text, columns)
-    places = header_places(header, columns) if header else (0, 1, None)
-    count, first = len(header or places[:2]), header is not None
+    names = header or UNNAMED
+    places, count = find_places(names, columns), len(names)
     reader = csv.reader(io.StringIO(text, newline=""), strict=True, **dialect(delimiter))
+    rows = (row for row in reader if any(map(str.strip, row)))
     try:
-        for row in reader:
+        if header:
+            next(rows)
+        for row in rows:
             where = f"{path}:{reader.line_num}"
-            if not any(map(str.strip, row)):
-                continue
-            if first:
-                first = False
-                continue
             if len(row) == count - 1 and delimiter == "|":
                 row = with_number(row)
             if len(row) != count:
@@ -161,31 +159,29 @@ def wrong_width(found: int, count: int, delimiter: str) -> str:
 
 
 def find_header(path: Path, text: str, columns: Columns) -> tuple[str, list[str] | None]:
-    """The delimiter, and the header's names, in lower case; None where there is no header."""
+    """The delimiter, and the columns' names, in lower case; None where there is no header.
+
+    Raises InputError where the first line names columns, but not those that are needed.
+    """
     line = next((line for line in text.splitlines() if line.strip()), "")
     rows = {}
     for delimiter in DELIMITERS:
         with contextlib.suppress(csv.Error):  # a quote that ends in another line
             cells = next(csv.reader([line], **dialect(delimiter)), [])
             rows[delimiter] = [cell.strip().lower() for cell in cells]
-    for least in (2, 1):  # of two columns one name is enough
+    for both in (True, False):
         for delimiter, names in rows.items():
-            image = find(names, columns.image, IMAGE_COLUMNS)
-            caption = find(names, columns.caption, CAPTION_COLUMNS)
-            asked = all(name is None or name.lower() in names for name in columns)
-            enough = bool(image) + bool(caption) >= least and (least == 2 or len(names) == 2)
-            if asked and enough:
+            image, caption, _ = find_places(names, columns, both)
+            if image is not None and caption is not None:
                 return delimiter, names
     shown = f"{path}: its first line, {one_line(line, 80)!r},"
     if wanted := [one_line(name) for name in columns if name]:
         raise InputError(f"{shown} does not name the columns {' and '.join(wanted)} so.")
     for delimiter, names in rows.items():
-        if len(names) == 2 and IMAGE_NAME.search(names[0]):
+        if len(names) == 2 and is_image(names[0]):
             return delimiter, None
-    names = rows.get(",", [])
-    if len(names) != 2 and {*IMAGE_COLUMNS, *CAPTION_COLUMNS} & {
-        n for r in rows.values() for n in r
-    }:
+    known = {*IMAGE_COLUMNS, *CAPTION_COLUMNS}
+    if len(rows.get(",", [])) != 2 and any(known.intersection(names) for names in rows.values()):
         raise InputError(
             f"{shown} names no column of images, or no column of captions. Say which they are: "
             f"--image_column, --caption_column."
@@ -193,20 +189,28 @@ def find_header(path: Path, text: str, columns: Columns) -> tuple[str, list[str]
     return ",", None
 
 
+def find_places(
+    names: list[str], columns: Columns, both: bool = False
+) -> tuple[int | None, int | None, int | None]:
+    """Where a table with these columns has images, captions, and splits; None where it has not.
+
+    Of two columns one name is enough, unless `both` are asked for, or the user names the other.
+    """
+    image = find(names, columns.image, IMAGE_COLUMNS)
+    caption = find(names, columns.caption, CAPTION_COLUMNS)
+    image, caption = (None if name is None else names.index(name) for name in (image, caption))
+    if len(names) == 2 and not both:
+        if image is None and caption is not None and not columns.image:
+            image = 1 - caption
+        elif caption is None and image is not None and not columns.caption:
+            caption = 1 - image
+    return image, caption, names.index(SPLIT_COLUMN) if SPLIT_COLUMN in names else None
+
+
 def find(names: list[str], wanted: str | None, known: tuple[str, ...]) -> str | None:
     """The name of a column: the one that is wanted, or the surest of those that are known."""
     candidates = (wanted.lower(),) if wanted else known
     return next((name for name in candidates if name in names), None)
-
-
-def header_places(header: list[str], columns: Columns) -> tuple[int, int, int | None]:
-    """Where a header has images, captions, and splits; of two columns one name is enough."""
-    image = find(header, columns.image, IMAGE_COLUMNS)
-    caption = find(header, columns.caption, CAPTION_COLUMNS)
-    image_place = header.index(image) if image else 1 - header.index(caption)
-    caption_place = header.index(caption) if caption else 1 - image_place
-    split = header.index(SPLIT_COLUMN) if SPLIT_COLUMN in header else None
-    return image_place, caption_place, split
 
 
 # -- JSON ------------------------------------------------------------------------------------------
@@ -233,7 +237,7 @@ def read_json(path: Path, text: str, columns: Columns, faults: list[str]) -> Ite
     if isinstance(value.get("images"), list):
         rows = read_whole(path, "Karpathy split", karpathy_rows, value)
         return without_columns(path, columns, rows)
-    if value and all(map(IMAGE_NAME.search, value)):  # names with their captions
+    if value and all(map(is_image, value)):  # names with their captions
         pairs = [(f"{path}: {one_line(k)}", {"image": k, "caption": v}) for k, v in value.items()]
         return without_columns(path, columns, read_objects(pairs, BY_NAME, faults))
     return read_objects([(f"{path}:1", value)], columns, faults)
@@ -306,7 +310,8 @@ def karpathy_rows(path: Path, value: dict) -> list[Row]:
     for image in value["images"]:
         folder = image.get("filepath", "")  # COCO keeps its images in two folders
         name = f"{folder}/{image['filename']}" if folder else f"{image['filename']}"
-        rows += [
-            Row(f"{path}", name, f"{s['raw']}", f"{image['split']}") for s in image["sentences"]
-        ]
+        for sentence in image["sentences"]:
+            if image["filename"] is None or sentence["raw"] is None:
+                raise TypeError("null in place of a text")
+            rows.append(Row(f"{path}", name, f"{sentence['raw']}", f"{image['split']}"))
     return rows

@@ -91,12 +91,7 @@ class BaseCaptioner(ABC):
     ) -> Beams:
         """What `search` finds of pixels (B, S, S, 3), in its final order."""
         size = self.beam_size if beam_size is None else beam_size
-        return self.ranked(*self.search(pixels, size, length_penalty), length_penalty)
-
-    def ranked(self, beams: Beams, features: np.ndarray, length_penalty: float) -> Beams:
-        """Beams in the order of the neighbours of features (B, …), if there are any."""
-        if self.neighbours is None:
-            return beams
+        beams, features = self.search(pixels, size, length_penalty)
         return rank(beams, features, self.neighbours, length_penalty)
 
     def in_words(self, beams: Beams) -> list[list[Caption]]:

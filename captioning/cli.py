@@ -165,7 +165,7 @@ def default_model(included: Path = INCLUDED) -> Path:
 
     It is an .h5, or where the included one is an .onnx it may be one as well.
     """
-    own = dict.fromkeys([TRAINED, TRAINED.with_suffix(included.suffix)])
+    own = (TRAINED, TRAINED.with_suffix(included.suffix))
     path = next(filter(Path.is_file, own), included)
     log(f"captions by {path}{' (included)' if path == included else ''}")
     return path

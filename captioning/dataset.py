@@ -16,7 +16,7 @@ from captioning.captions import (
     SPLITS,
     tokenize,
 )
-from captioning.files import InputError, is_file, one_line
+from captioning.files import InputError, is_file, one_line, sha256
 from captioning.images import images_below, list_images
 
 SPLIT_LISTS = {split: f"Flickr_8k.{split}Images.txt" for split in SPLITS}
@@ -85,14 +85,14 @@ def usual_files(folder: Path, images_dir: Path) -> list[Path]:
 
 
 def content_hash(paths: list[Path]) -> str:
-    """SHA-256 of the captions files' content; of a folder, of its text files with their names."""
-    digest = hashlib.sha256()
+    """SHA-256 of a captions file; of several, or a folder's text files, of names and hashes."""
+    files = []
     for path in paths:
-        for file in sorted(path.rglob("*.txt")) if path.is_dir() else [path]:
-            if is_file(file):
-                digest.update(f"{file.name} ".encode() if path.is_dir() else b"")
-                digest.update(file.read_bytes())
-    return digest.hexdigest()
+        files += sorted(filter(is_file, path.rglob("*.txt"))) if path.is_dir() else [path]
+    if len(files) == 1:
+        return sha256(files[0])
+    lines = [f"{file.name} {sha256(file)}\n" for file in files]
+    return hashlib.sha256("".join(lines).encode(errors="surrogateescape")).hexdigest()
 
 
 def read_captions(
@@ -110,7 +110,7 @@ def read_captions(
     """
     paths = paths if isinstance(paths, list) else [paths]
     captions: dict[str, list[str]] = {}
-    split_of: dict[str, str] = {}
+    split_of: dict[str, str] = {}  # "" where none is stated
     faults: list[str] = []  # of all lines, so that they can be mended at once
     for path in paths:
         folder = folder_of(path, images_dir)
@@ -126,23 +126,26 @@ def read_captions(
             captions.setdefault(name, []).append(" ".join(tokens))
             if fault := _fault(row.caption, tokens):
                 faults.append(f"{row.where}: the caption of {one_line(name)} {fault} or drop it.")
-            split = SPLIT_NAMES.get(row.split.lower(), "") if row.split else of_file
-            if not with_splits:
-                split = ""
-            elif row.split and not split:
-                known = ", ".join(SPLIT_NAMES)
-                faults.append(
-                    f"{row.where}: the split {one_line(row.split, 50)!r} is none of {known}."
-                )
-            if split_of.setdefault(name, split) != split:
-                other = f"in the {split_of[name]} split" if split_of[name] else "in no split"
-                faults.append(f"{row.where}: {one_line(name)} is {other} before. Choose one.")
+            if with_splits and (fault := _set_split(split_of, name, row.split, of_file)):
+                faults.append(f"{row.where}: {fault}")
     if faults:
         more = [f"… and {len(faults) - FAULTS_SHOWN} more"] * (len(faults) > FAULTS_SHOWN)
         raise InputError("\n".join([*faults[:FAULTS_SHOWN], *more]))
     if not captions:
         raise InputError(f"{paths[0]} holds no captions.")
     return captions, _splits(split_of)
+
+
+def _set_split(split_of: dict[str, str], name: str, stated: str, of_file: str) -> str:
+    """Note the split that a row states, or its file; returns what is wrong with it, or ""."""
+    split = SPLIT_NAMES.get(stated.lower(), "") if stated else of_file
+    if stated and not split:
+        return f"the split {one_line(stated, 50)!r} is none of {', '.join(SPLIT_NAMES)}."
+    before = split_of.setdefault(name, split)
+    if before == split:
+        return ""
+    other = f"in the {before} split" if before else "in no split"
+    return f"{one_line(name)} is {other} before. Choose one."
 
 
 def folder_of(path: Path, images_dir: Path | None) -> str:

@@ -189,10 +189,10 @@ def _png_colours(image: Image.Image) -> np.ndarray:
         pairs = read("RGBA")
         upper, lower = pairs[..., ::2], pairs[..., 1::2]
     else:
-        upper, lower = read(raw), None
+        upper, lower = read(raw), read(raw.replace("16B", "16L"))
     values = upper.astype(np.uint16)
-    values <<= 8
-    values |= read(raw.replace("16B", "16L")) if lower is None else lower
+    values <<= 8  # in place: such arrays are large
+    values |= lower
     return values
 
 
@@ -226,9 +226,14 @@ def typical_side(paths: list[Path]) -> int:
     return int(np.median(sides)) if sides else 0
 
 
+def is_image(name: str | Path) -> bool:
+    """Whether a file is an image by the end of its name."""
+    return Path(name).suffix.lower() in IMAGE_SUFFIXES
+
+
 def list_images(folder: str | Path) -> list[Path]:
     """The image files directly in `folder`, sorted by name, chosen by their suffix."""
-    return sorted(p for p in Path(folder).iterdir() if p.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted(path for path in Path(folder).iterdir() if is_image(path))
 
 
 def images_below(folder: Path) -> list[Path]:

@@ -189,5 +189,9 @@ def averages(features: np.ndarray) -> np.ndarray:
 
 def to_vectors(averaged: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Averaged features (B, F) -> (B, A) float32, each of length 1."""
-    vectors = (averaged - mean) @ axes.astype(np.float32)
+    return to_unit((averaged - mean) @ axes.astype(np.float32))
+
+
+def to_unit(vectors: np.ndarray) -> np.ndarray:
+    """Vectors (N, F), each scaled to length 1."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

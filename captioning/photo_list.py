@@ -6,7 +6,7 @@ from pathlib import Path
 
 from captioning import cli
 from captioning.files import InputError, one_line
-from captioning.images import IMAGE_SUFFIXES, images_below, list_images
+from captioning.images import images_below, is_image, list_images
 
 NAMES_SHOWN = 5  # of what is left out of a folder
 # COCO's own names, whose number is the image's id: COCO_val2014_000000391895, 000000391895.
@@ -22,38 +22,37 @@ def list_photos(arguments: list[str], recursive: bool = False) -> dict[Path, str
     """
     photos: dict[Path, str] = {}
     for argument in arguments:
-        path = Path(argument)
-        if path.is_dir():
-            folder, images = path, images_below(path) if recursive else list_images(path)
-            log_others(path, images, recursive)
-        elif glob.has_magic(argument) and not path.exists():
-            folder, images = matches(argument, recursive)
-        else:
-            folder, images = path.parent, [path]
-        for image in images:
-            photos.setdefault(image, image.relative_to(folder).as_posix())
+        is_pattern = glob.has_magic(argument) and not Path(argument).exists()
+        folder, paths = matches(argument) if is_pattern else named(argument)
+        before = len(photos)
+        for path in paths:
+            images = [path]
+            if path.is_dir():
+                images = images_below(path) if recursive else list_images(path)
+                if not is_pattern:
+                    log_others(path, images, recursive)
+            for image in images:
+                photos.setdefault(image, image.relative_to(folder).as_posix())
+        if is_pattern and len(photos) == before:
+            hint = "the sign [ itself is written [[]"
+            raise InputError(f"{one_line(argument)}: no image matches this pattern ({hint}).")
     return photos
 
 
-def matches(pattern: str, recursive: bool) -> tuple[Path, list[Path]]:
-    """The images that a pattern matches, and the folder from which on it is a pattern.
+def named(argument: str) -> tuple[Path, list[Path]]:
+    """A file, or a folder, and the folder from which on its photos have their names."""
+    path = Path(argument)
+    return path if path.is_dir() else path.parent, [path]
 
-    Those in folders that it matches are among them.
-    """
+
+def matches(pattern: str) -> tuple[Path, list[Path]]:
+    """The images and folders that a pattern matches, and the folder from which on it is one."""
     parts, folder = Path(pattern).parts, Path()
     while len(parts) > 1 and (not glob.has_magic(parts[0]) or (folder / parts[0]).is_dir()):
         folder, parts = folder / parts[0], parts[1:]
     found = glob.glob(str(Path(*parts)), root_dir=folder, recursive=True)  # noqa: PTH207
-    images: list[Path] = []
-    for path in (folder / name for name in sorted(found)):
-        if path.is_dir() and "**" not in parts:
-            images += images_below(path) if recursive else list_images(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-            images.append(path)
-    if not images:
-        hint = "the sign [ itself is written [[]"
-        raise InputError(f"{one_line(pattern)}: no image matches this pattern ({hint}).")
-    return folder, sorted(images)
+    paths = (folder / name for name in sorted(found))
+    return folder, [path for path in paths if path.is_dir() or is_image(path)]
 
 
 def log_others(folder: Path, images: list[Path], recursive: bool) -> None:

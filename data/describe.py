@@ -30,7 +30,7 @@ from captioning.captions import SPECIAL_TOKENS, SPLITS, as_written, load_caption
 from captioning.features import load_features
 from captioning.files import InputError, one_line
 from captioning.images import try_load_image
-from captioning.neighbours import averages
+from captioning.neighbours import averages, to_unit
 
 EXAMPLES = 4  # photos drawn, as many as stand side by side
 MOST_FREQUENT = 15  # words printed
@@ -108,38 +108,27 @@ def near_duplicates(
 ) -> list[tuple[float, str, str]]:
     """Of each dev and test photo the most similar one of the splits before it, if it is similar.
 
-    As (cosine, "split/name", "split/name"), the most similar pair first.
+    As (cosine, "split/name", "split/name"), the most similar pair first. Raises InputError where a
+    photo has no features.
     """
     row_of = {image_id: row for row, image_id in enumerate(features["image_ids"])}
-    if missing := [i for split in SPLITS for i in splits[split] if i not in row_of]:
+    names = [f"{split}/{image_id}" for split in SPLITS for image_id in splits[split]]
+    image_ids = [image_id for split in SPLITS for image_id in splits[split]]
+    if missing := [image_id for image_id in image_ids if image_id not in row_of]:
         raise InputError(f"{one_line(missing[0])} has no features. Run preprocess.py again.")
-    rows = {split: [row_of[i] for i in splits[split]] for split in SPLITS}
-    array, mean, before, names, found = features["features"], None, [], [], []
-    for split in SPLITS:
-        named = [f"{split}/{image_id}" for image_id in splits[split]]
-        vectors = [averages(array[rows[split][i : i + BLOCK]]) for i in blocks(rows[split])]
-        if vectors:
-            mean = np.concatenate(vectors).mean(0) if mean is None else mean  # of train, (F,)
-            vectors = [to_unit(block - mean) for block in vectors]  # (≤ BLOCK, F) each
-            for start, block in zip(blocks(rows[split]), vectors, strict=True) if before else ():
-                nearest = [block @ other.T for other in before]
-                cosines = np.concatenate(nearest, axis=1)  # (≤ BLOCK, photos before)
-                best = cosines.argmax(1)
-                for number in np.flatnonzero(cosines.max(1) >= least):
-                    pair = named[start + number], names[best[number]]
-                    found.append((float(cosines[number, best[number]]), *pair))
-        before, names = before + vectors, names + named
+    rows = [row_of[image_id] for image_id in image_ids]
+    blocks = [rows[start : start + BLOCK] for start in range(0, len(rows), BLOCK)]
+    vectors = np.concatenate([averages(features["features"][block]) for block in blocks])  # (N, F)
+    vectors = to_unit(vectors - vectors[: len(splits["train"])].mean(0))
+    found, end = [], len(splits["train"])
+    for split in SPLITS[1:]:
+        start, end = end, end + len(splits[split])  # the split's photos; those before it are known
+        for photo in range(start, end):
+            cosines = vectors[:start] @ vectors[photo]  # (start,)
+            best = int(cosines.argmax())
+            if cosines[best] >= least:
+                found.append((float(cosines[best]), names[photo], names[best]))
     return sorted(found, reverse=True)
-
-
-def blocks(rows: list[int]) -> range:
-    """Where each block of `BLOCK` rows begins."""
-    return range(0, len(rows), BLOCK)
-
-
-def to_unit(vectors: np.ndarray) -> np.ndarray:
-    """Vectors (N, F), each of length 1."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 def print_pairs(pairs: list[tuple[float, str, str]], least: float) -> None:

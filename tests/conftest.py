@@ -5,11 +5,12 @@ import shutil
 import urllib.request
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-from helpers import EXAMPLES, ROOT, run_here, serving
+from helpers import CONFIGS, EXAMPLES, ROOT, photographing, run_here, serving, untrained
 
 from captioning.cli import INCLUDED
 
@@ -86,3 +87,24 @@ def cache(tmp_path, monkeypatch):
     (tmp_path / "keras" / "models").mkdir(parents=True)
     yield tmp_path / "keras" / "models"
     urllib.request.install_opener(None)
+
+
+@pytest.fixture(scope="session")
+def onnx_content() -> bytes:
+    """The .onnx of a small captioner with neighbours."""
+    from captioning.neighbours import Neighbours
+    from captioning.onnx_export import convert, serialize
+
+    captioner = photographing(untrained(CONFIGS["merge"]))
+    captions = {row: [[4 + row // 2, 8], [6]] for row in range(4)}
+    features = np.random.default_rng(0).normal(size=(4, 12)).astype(np.float32)
+    captioner.neighbours = Neighbours.of(features, captions)
+    return serialize(convert(captioner), captioner, half=False)
+
+
+@pytest.fixture
+def onnx_model(onnx_content):
+    """The same, parsed, to be spoilt."""
+    import onnx
+
+    return onnx.load_model_from_string(onnx_content)

@@ -21,7 +21,8 @@ from PIL import Image
 
 from captioning.batches import CaptionBatches
 from captioning.captions import SPECIAL_TOKENS, Vocabulary
-from captioning.files import ROOT
+from captioning.files import ROOT, InputError
+from captioning.onnx_captioner import OnnxCaptioner
 from captioning.training import Options, compile_for_training
 from model import DECODERS, Captioner, CaptionerConfig, build_decoder
 
@@ -227,3 +228,13 @@ def shows(picture: str | Path, photo: str | Path) -> bool:
     """Whether the most frequent colour of a drawn scene fills a part of the picture."""
     ((colour, _),) = colours_of(photo).most_common(1)
     return colours_of(picture)[colour] > 1000  # pixels
+
+
+def check_refused(model, path: Path, message: str) -> None:
+    """An .onnx is refused with a message of one line, and in little memory."""
+    path.write_bytes(model.SerializeToString())
+    with PeakMemory() as memory, pytest.raises(InputError, match=message) as error:
+        OnnxCaptioner.load(path)
+    assert str(error.value).isprintable()
+    assert str(path) in str(error.value)
+    assert memory.taken < 300

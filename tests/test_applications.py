@@ -33,7 +33,7 @@ FAMILIES = {
         "top_activation block6a_expand_activation block4a_expand_activation",
     ),
 }
-SLOW = {"efficientnetv2b0", "resnet50v2"}  # among these
+SLOW = {"efficientnetv2b0", "mobilenetv2", "resnet50v2"}  # among these
 LEFT_OUT = {
     *("efficientnetb6", "efficientnetb7", "efficientnetv2l"),  # take 5 to 9 GB for two photos
     "efficientnetv2m",  # of random weights is chaotic: float rounding changes all that it gives

@@ -151,6 +151,7 @@ def test_without_a_calibration_there_is_no_confidence(calibrated, demo):
     assert "caption_model.h5: python calibrate.py" in done.stderr
 
 
+@pytest.mark.long
 def test_evaluate_says_what_confidence_is_worth(calibrated, data, demo, tmp_path, no_java):
     path, _ = calibrated
     command = ("evaluate.py", "--data_dir", data, "--model_path", path)

@@ -231,6 +231,7 @@ def test_a_missing_converter_is_named(monkeypatch, tmp_path):
 # -- in place of an .h5 ----------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_both_are_loaded_by_their_names(tmp_path):
     assert isinstance(Captioner.load(INCLUDED), OnnxCaptioner)
     path = shutil.copy(INCLUDED, tmp_path / "M.ONNX")

@@ -1,6 +1,7 @@
 """Photos named by folders of any depth and by patterns, and their ids in each format."""
 
 import csv
+import functools
 import io
 import json
 import shutil
@@ -10,6 +11,7 @@ import pytest
 from helpers import EXAMPLES, run_here
 
 from captioning.files import InputError
+from captioning.onnx_captioner import OnnxCaptioner
 from captioning.photo_list import coco_id, list_photos
 
 NAMES = ("a.jpg", "b.PNG", "sub/c.jpg", "sub/deep/ü d.webp", ".hidden/e.jpg", "sub/notes.md")
@@ -80,7 +82,8 @@ def test_coco_s_names_are_its_numbers(name, image_id):
     assert coco_id(name) == image_id
 
 
-def test_every_format_keeps_the_folders_names(tmp_path):
+def test_every_format_keeps_the_folders_names(tmp_path, monkeypatch):
+    monkeypatch.setattr(OnnxCaptioner, "load", functools.cache(OnnxCaptioner.load))
     photos = tmp_path / "photos"
     names = ("000000391895.jpg", "sub/donna.jpg")
     for name in names:
