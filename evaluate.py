@@ -3,15 +3,23 @@
 Beside the model stand: the best constant caption; the model given other images' features (does
 it look at the picture?); one human caption against the others, and the model against the same.
 
+Each score has its 95 % interval over photos: with 1,000 of them CIDEr's is about .04 either way.
+Two systems are told apart by compare.py, on the same photos, better than by their intervals.
+
 Reads   MODEL_PATH, DATA_DIR/features.pkl and DATA_DIR/captions.pkl.
-Writes  OUTPUT_DIR/captions.json, scores.json and gallery.png; the table goes to stdout. Of a
-        calibrated captioner also coverage.png: the scores of the captions of which it is surest.
+Writes  OUTPUT_DIR/scores.json, per_photo.csv, captions.json and gallery.png; the table goes to
+        stdout. Of a calibrated captioner also coverage.png: what its surest captions score.
 
   python evaluate.py                                   # dev split
   python evaluate.py --split test --beam_size 3        # once, with what was chosen on dev
+  python evaluate.py --ranking 200                     # also recall, of 200 photos and captions
 
-Dev photos choose the epoch and the options, so a final figure is one of the test split."""
+Dev photos choose the epoch and the options, so a final figure is one of the test split. To cite a
+figure give the split, its interval, and from the protocol in scores.json the decoding, the data's
+hashes and the versions: CIDEr .662 (95 % .624 to .703), Flickr8k dev, beam 10, pycocoevalcap 1.2.
+"""
 
+import hashlib
 import json
 import time
 from importlib.metadata import version
@@ -24,11 +32,14 @@ from captioning.captioner import DECODING_BATCH
 from captioning.captions import SPLITS, as_written, load_captions
 from captioning.confidence import report, table
 from captioning.features import load_features, trained_on
-from captioning.files import InputError, atomic_path, check_h5, check_writable, sha256
+from captioning.files import InputError, check_h5, check_writable, sha256
+from captioning.results import write_results
 
 TABLE = ("BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "METEOR", "ROUGE-L", "CIDEr")
 GALLERY_IMAGES = 4  # of the best, the typical and the worst each
-FEW_IMAGES = 100  # of which scores say little
+PER_PHOTO = ("CIDEr", "BLEU-4", "ROUGE-L")  # the scores in per_photo.csv
+RANKED = 1000  # photos and as many captions, of a larger split the first
+VERSIONS = ("pycocoevalcap", "scipy", "tensorflow", "numpy")
 
 SUMMARY = """\
 model: loss {loss_per_token:.4f} per token, {distinct_captions} distinct captions of {images}, \
@@ -37,6 +48,8 @@ model: loss {loss_per_token:.4f} per token, {distinct_captions} distinct caption
 constant: "{constant_caption}"
 {split} split, {images} images, beam size {beam_size}, length penalty {length_penalty}, \
 decoded in {decoding_seconds:.2f} s"""
+RANKING = "{wanted} for {other}: R@1 {R1:.1%}, R@5 {R5:.1%}, R@10 {R10:.1%}, median {median_rank:g}"
+OTHER = {"captions": "photos", "photos": "captions"}
 
 
 def parse_arguments():
@@ -49,6 +62,13 @@ def parse_arguments():
     cli.add_decoding_options(parser)
     why = "leave out photos that the model was trained on: on these its scores are too high"
     add("--exclude_trained", action="store_true", help=why)
+    why = (
+        f"also rank captions for photos and photos for captions, N of each (default: {RANKED}): a "
+    )
+    why += (
+        "merge network takes two minutes for 1,000, Up-Down a quarter of an hour, N² less for fewer"
+    )
+    add("--ranking", type=cli.positive_int, nargs="?", const=RANKED, metavar="N", help=why)
     add("--output_dir", type=Path, default="results", help="where the results go")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the gallery")
     add("--seed", type=cli.seed, default=0, help="of which other image's features are given")
@@ -66,6 +86,7 @@ def main() -> None:
         raise InputError(f"the {args.split} split is empty: choose another with --split.")
 
     cli.load_tensorflow()
+    from captioning.baselines import score_rows
     from captioning.batches import CaptionBatches, caption_rows
     from captioning.scoring import Scorer
     from captioning.training import loss_per_token
@@ -84,43 +105,67 @@ def main() -> None:
     if not rows:
         raise InputError("the model was trained on all of these photos: nothing is left.")
     image_ids, images = [features["image_ids"][row] for row in rows], features["features"][rows]
-    said, seconds = decode(captioner, images, args)
-    captions = {i: caption.text for i, caption in zip(image_ids, said, strict=True)}
+    captions, seconds = decode(captioner, images, args)
+    said = dict(zip(image_ids, captions, strict=True))
 
-    scorer = Scorer()
     references = {i: text["captions"][i] for i in image_ids}
     training = {i: text["captions"][i] for i in text["splits"]["train"]}
-    results, each = score_rows(scorer, captions, references, training, args.seed)
+    texts = {image_id: caption.text for image_id, caption in said.items()}
+    results, measures = score_rows(Scorer(), texts, references, training, args.seed)
     batches = CaptionBatches(features["features"], pairs, captioner.vocabulary, batch_size=64)
-    confidence = np.array([caption.confidence for caption in said])  # (N,)
+    confidence, cider = np.array([c.confidence for c in captions]), measures["CIDEr"].each  # (N,)
     if captioner.calibration:
-        results["confidence"] = report(confidence, each)
+        results["confidence"] = report(confidence, cider)
     results["model"]["loss_per_token"] = loss_per_token(captioner.decoder.network, batches)
     results["protocol"]["notes"] += trained_notes(captioner, seen, args.exclude_trained)
+    results["protocol"] |= protocol(captioner, args, text, features, references)
     results["protocol"] |= {
         "trained_on": None if captioner.photos is None else len(seen),
-        "split": args.split,
-        "decoding": decoding(captioner, args),
         "decoding_seconds": round(seconds, 3),
-        "encoder": captioner.config.encoder,
         "model_sha256": sha256(model_path),
-        "versions": {name: version(name) for name in ("pycocoevalcap", "tensorflow", "numpy")},
     }
-    write_results(args.output_dir, captions, results)
+    if args.ranking:
+        results["ranking"] = rank(captioner, images, references, args)
+    each = {name: measures[name].each for name in PER_PHOTO}
+    write_results(args.output_dir, said, references, each, results)
     print_table(results)
     if captioner.calibration:
         print(table(results["confidence"]))
         if args.split == "dev":
             cli.log("note: dev's first half calibrated it: see calibrate.py for the other half.")
-        draw_confidence(args.output_dir, confidence, each)
-    draw_gallery(args, captions, references, each)
+        draw_confidence(args.output_dir, confidence, cider)
+    draw_gallery(args, texts, references, cider)
 
 
-def decoding(captioner, args) -> dict:
-    """What captions depend on besides the model."""
+def protocol(captioner, args, text: dict, features: dict, references: dict) -> dict:
+    """What the scores are of: the photos and human captions, how captions were found, versions.
+
+    Results with the same "references_sha256" are of the same photos and human captions.
+    """
+    lines = json.dumps(sorted(references.items()), ensure_ascii=False)
+    digest = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
     neighbours = captioner.neighbours is not None and args.beam_size > 1
     own = {"beam_size": args.beam_size, "length_penalty": args.length_penalty}
-    return own | {"neighbours": neighbours}
+    return {
+        "split": args.split,
+        "references_sha256": digest,
+        "data": text["settings"] | {"features": features["fingerprint"]},
+        "decoding": own | {"neighbours": neighbours},
+        "encoder": captioner.config.encoder,
+        "scst": scst_variant(captioner.config.training),
+        "versions": {name: version(name) for name in VERSIONS},
+    }
+
+
+def scst_variant(training: dict) -> str | list | None:
+    """How a captioner was fine-tuned on CIDEr, in SacreEOS' words; None where it was not.
+
+    Of an ensemble it is a list. Files of before say only that they were fine-tuned.
+    """
+    if members := training.get("members"):
+        return [scst_variant(member) for member in members]
+    tuned = any("cider" in name for name in training.get("kept", {}))
+    return training.get("scst", "not recorded" if tuned else None)
 
 
 def decode(captioner, images: np.ndarray, args) -> tuple[list, float]:
@@ -132,56 +177,21 @@ def decode(captioner, images: np.ndarray, args) -> tuple[list, float]:
     return captions, time.perf_counter() - started
 
 
-def score_rows(scorer, captions, references, training, seed: int) -> tuple[dict, np.ndarray]:
-    """Scores of the model and the rows beside it, with a "protocol"; each model caption's CIDEr.
+def rank(captioner, images: np.ndarray, references: dict[str, list[str]], args) -> dict:
+    """Recall and median rank of N photos (N, …), and of the first human caption of each."""
+    from captioning.baselines import with_intervals
+    from captioning.ranking import log_probabilities, ranks, recalls
 
-    By image id come the model's captions, their references, and the training split's human ones;
-    `seed` decides whose features are given to whom.
-    """
-    from captioning.scoring import constant_caption
-
-    image_ids = list(captions)
-    scores, each = scorer.score(captions, references)
-    rows = {"model": scores | statistics(captions, training)}
-    constant = constant_caption(training)
-    rows["constant"] = scorer.score(dict.fromkeys(image_ids, constant), references)[0]
-    if len(image_ids) > 1:
-        # A random derangement: each image gets the caption of the next in a random circle.
-        circle = np.random.default_rng(seed).permutation(image_ids).tolist()
-        others = dict(zip(circle, circle[1:] + circle[:1], strict=True))
-        shuffled = {image_id: captions[others[image_id]] for image_id in image_ids}
-        rows["shuffled"] = scorer.score(shuffled, references)[0]
-    rest = {i: lines[1:] for i, lines in references.items() if len(lines) > 1}
-    if rest:
-        rows["human"] = scorer.score({i: references[i][0] for i in rest}, rest)[0]
-        same = {i: captions[i] for i in rest}
-        rows["model, same references as human"] = scorer.score(same, rest)[0]
-    rows["protocol"] = {
-        "images": len(image_ids),
-        "references_per_image": sorted({len(lines) for lines in references.values()}),
-        "tokenizer": "captions.tokenize, for candidates and references; no start, no end; "
-        "characters for words in scripts without spaces",
-        "constant_caption": constant,
-        "human": "the first caption of each image against its others",
-        "notes": notes(len(image_ids), len(rest), scorer.without_meteor),
-        "seed": seed,
-    }
-    return rows, each
-
-
-def notes(images: int, several: int, without_meteor: str) -> list[str]:
-    """Where scores say little: of few images, `several` of which have more than one reference."""
-    found = []
-    if without_meteor:
-        found.append(f"no METEOR: {without_meteor}; the other scores stand.")
-    if images < FEW_IMAGES:
-        found.append(f"{images} images are few: scores vary much by chance.")
-    if several < images:
-        found.append(
-            f"{images - several} of {images} images have a single reference: scores are lower than "
-            f"with several, and the human rows are of the {several} others."
-        )
-    return found
+    lines = [lines[0] for lines in references.values()][: args.ranking]
+    ids, started = [captioner.vocabulary.encode(line) for line in lines], time.perf_counter()
+    with cli.progress(len(ids) ** 2, "pairs", "ranking") as bar:
+        found = log_probabilities(captioner.decoder, images[: len(ids)], ids, bar.update)
+    seconds = round(time.perf_counter() - started, 1)
+    rows = {"images": len(ids), "seconds": seconds, "caption": "the first of each image"}
+    for wanted, places in ranks(found).items():  # (N,) each
+        recall = with_intervals(recalls(places), args.seed)
+        rows[wanted] = recall | {"median_rank": float(np.median(places))}
+    return rows
 
 
 def trained_notes(captioner, seen: set[int], excluded: bool) -> list[str]:
@@ -194,42 +204,35 @@ def trained_notes(captioner, seen: set[int], excluded: bool) -> list[str]:
     return [f"{len(seen)} of these images are in the model's training set: {what}."]
 
 
-def statistics(captions: dict[str, str], training: dict[str, list[str]]) -> dict[str, float]:
-    """What the captions are like: variety, copies of training captions, length in words."""
-    known = {line for lines in training.values() for line in lines}
-    said = list(captions.values())
-    return {
-        "distinct_captions": len(set(said)),
-        "copied_from_training": sum(caption in known for caption in said) / len(said),
-        "words_used": len({word for caption in said for word in caption.split()}),
-        "mean_length": sum(len(caption.split()) for caption in said) / len(said),
-    }
-
-
-def write_results(output_dir: Path, captions: dict[str, str], results: dict[str, dict]) -> None:
-    """Write captions.json, as the COCO scorers read it, and scores.json."""
-    lines = [{"image_id": image_id, "caption": text} for image_id, text in captions.items()]
-    for name, content in (("captions.json", lines), ("scores.json", results)):
-        with atomic_path(output_dir / name) as path:
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
-    print(f"wrote {output_dir / 'captions.json'} and {output_dir / 'scores.json'}")
-
-
 def print_table(results: dict[str, dict]) -> None:
     """Print a row of scores each, and what the model's captions are like."""
     model, protocol = results["model"], results["protocol"]
     shown = [name for name in TABLE if name in model]
-    rows = [name for name in results if name not in ("protocol", "confidence")]
+    rows = [name for name in results if name not in ("protocol", "confidence", "ranking")]
     width = max(map(len, rows)) + 2
     print(" " * width + "".join(f"{name:>9}" for name in shown))
     for row in rows:
         print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
+        if row == "model":
+            print_intervals(model["intervals"], shown, width)
     constant = {"constant_caption": as_written(protocol["constant_caption"])}
     print(SUMMARY.format_map(model | protocol | protocol["decoding"] | constant))
     for note in protocol["notes"]:
         cli.log(f"note: {note}")
+    if ranking := results.get("ranking"):
+        print(f"ranking, {ranking['images']} photos and captions, {ranking['seconds']} s:")
+        for wanted in ("captions", "photos"):
+            values = {name.replace("@", ""): value for name, value in ranking[wanted].items()}
+            print(RANKING.format(wanted=wanted, other=OTHER[wanted], **values))
     if protocol["split"] == "dev":
         print("dev chose the epoch and the options: the final figure is --split test")
+
+
+def print_intervals(intervals: dict, shown: list[str], width: int) -> None:
+    """Two lines below a row: from where to where its scores may be by chance."""
+    for name, end in (("  95 % from", 0), ("  95 % to", 1)):
+        each = ("–" if intervals[s] is None else f"{intervals[s][end]:.3f}" for s in shown)
+        print(f"{name:<{width}}" + "".join(f"{value:>9}" for value in each))
 
 
 def draw_confidence(output_dir: Path, confidence: np.ndarray, cider: np.ndarray) -> None:

@@ -20,6 +20,7 @@ from captioning.images import images_below, is_image
 # Names of columns, the surest first: a table may have several of them.
 IMAGE_COLUMNS = ("file_name", "filename", "image", "image_name", "image_path", "image_file", "file")
 IMAGE_COLUMNS += ("path", "photo", "images", "name", "image_id", "id")
+NUMBERS = ("image_id", "id")  # those in which COCO's results have an image's number
 CAPTION_COLUMNS = ("caption", "captions", "text", "comment", "description", "sentence")
 SPLIT_COLUMN = "split"
 UNNAMED = ["image", "caption"]  # the columns of a table without a header
@@ -273,13 +274,16 @@ def read_objects(
             )
             continue
         lines, split = value[names[caption]], value.get(names.get(SPLIT_COLUMN), "")
+        name = value[names[image]]
+        if image in NUMBERS and type(name) is int:
+            name = str(name)
         if lines == []:
             faults.append(f"{where}: it has no caption. Write one or drop it.")
         for line in lines if isinstance(lines, list) else [lines]:
-            if not isinstance(line, str) or not isinstance(value[names[image]], str):
+            if not isinstance(line, str) or not isinstance(name, str):
                 faults.append(f"{where}: its image or caption is no text. Write both as text.")
                 break
-            yield Row(where, value[names[image]], line, f"{split or ''}")
+            yield Row(where, name, line, f"{split or ''}")
 
 
 def read_whole(path: Path, form: str, rows_of, value: dict) -> list[Row]:

@@ -101,6 +101,29 @@ def draw_coverage(confidence: np.ndarray, cider: np.ndarray, target: Path) -> No
     _save(figure, target)
 
 
+def draw_differences(found: dict[str, dict], gains: np.ndarray, names: list[str], target: Path):
+    """Draw by how much the second system's scores are higher, and its captions' CIDEr, (N,).
+
+    `found` has a "difference" and its "interval" by the score's name; `names` are the systems'.
+    """
+    figure = Figure(figsize=(3 * WIDTH, HEIGHT), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for row, each in enumerate(found.values()):
+        if each["interval"]:
+            left.plot(each["interval"], [row, row], color="C0", linewidth=3, alpha=0.5)
+        left.plot(each["difference"], row, "o", color="C0")
+    left.set_yticks(range(len(found)), found)
+    left.invert_yaxis()
+    first, second = (one_line(name, 40) for name in names)
+    left.set(xlabel=_text([f"score of {second} less that of {first}, and its 95 % interval"]))
+    right.hist(gains, bins=41)
+    right.set(xlabel=_text([f"CIDEr of a photo's caption: {second} less {first}"]), ylabel="photos")
+    for axes in (left, right):
+        axes.axvline(0, color="grey", linestyle="--")
+        axes.grid(alpha=0.3)
+    _save(figure, target)
+
+
 def draw_description(
     lengths: dict[str, list[int]], words: Counter, known: int, examples: Items, target: Path
 ) -> None:

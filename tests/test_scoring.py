@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from helpers import run_here, shows
 
+from captioning.baselines import constant_caption, score_rows
 from captioning.captions import LENGTH_PENALTY, tokenize
 from captioning.cli import INCLUDED_H5
 from captioning.files import InputError
-from captioning.scoring import Scorer, constant_caption
-from evaluate import score_rows
+from captioning.scoring import Scorer
+from captioning.significance import interval
 from model import Captioner
 
 CANDIDATES = {"a.jpg": "a dog runs fast", "b.jpg": "a man sits down"}
@@ -32,7 +33,9 @@ def scorer(no_java):
 
 
 def test_two_captions_scored_by_hand(scorer):
-    scores, each = scorer.score(CANDIDATES, REFERENCES)
+    measures = scorer.measure(CANDIDATES, REFERENCES)
+    scores = scorer.score(CANDIDATES, REFERENCES)
+    assert scores == {name: measure.score for name, measure in measures.items()}
     # BLEU: n-grams of the candidates that a reference holds, 1 to 4 words long, out of all.
     shares = [(4 + 2) / 8, (3 + 1) / 6, (2 + 0) / 4, (1 + 0) / 2]
     brevity = exp(1 - (3 + 6) / (4 + 4))  # 3 and 5 are as close to 4: the shorter one counts
@@ -53,13 +56,13 @@ def test_two_captions_scored_by_hand(scorer):
     second = (2 / sqrt(3 * 3) + 1 / sqrt(3 * 2) + 0 + 0) / 4
     a = 10 * exp(-(1**2) / 72) * (first + second) / 2
     b = 10 * exp(-(2**2) / 72) * (1 / sqrt(3 * 5) + 1 / sqrt(3 * 5) + 0 + 0) / 4
-    np.testing.assert_allclose(each, [a, b], rtol=1e-6)
+    np.testing.assert_allclose(measures["CIDEr"].each, [a, b], rtol=1e-6)
     assert scores["CIDEr"] == pytest.approx((a + b) / 2)
 
 
 def test_misaligned_ids_are_refused_and_order_does_not_matter(scorer):
     swapped = dict(reversed(REFERENCES.items()))
-    assert scorer.score(CANDIDATES, swapped)[0] == scorer.score(CANDIDATES, REFERENCES)[0]
+    assert scorer.score(CANDIDATES, swapped) == scorer.score(CANDIDATES, REFERENCES)
     for candidates, references, message in (
         (CANDIDATES | {"c.jpg": "a"}, REFERENCES, "c.jpg"),
         ({"a.jpg": "a dog"}, REFERENCES, "b.jpg"),
@@ -87,7 +90,7 @@ def test_the_constant_caption_is_the_best_one(scorer):
     training = {i: [" ".join(line)] * 2 for i, line in enumerate(lines)}
 
     def cider(caption):
-        return scorer.score(dict.fromkeys(training, caption), training)[0]["CIDEr"]
+        return scorer.score(dict.fromkeys(training, caption), training)["CIDEr"]
 
     best = max(cider(caption) for caption, _ in training.values())
     assert cider(constant_caption(training)) == pytest.approx(best, rel=1e-3)
@@ -107,12 +110,60 @@ def test_captions_of_a_word_or_two_are_scored(scorer):
 def test_meteor_knows_the_same_from_the_other_and_the_rest_does_without_it():
     scorer = Scorer()
     same = {image_id: lines[0] for image_id, lines in REFERENCES.items()}
-    assert scorer.score(same, REFERENCES)[0]["METEOR"] == pytest.approx(1.0)
-    whole, _ = scorer.score(CANDIDATES, REFERENCES)
+    assert scorer.score(same, REFERENCES)["METEOR"] == pytest.approx(1.0)
+    measures = scorer.measure(CANDIDATES, REFERENCES)
+    whole = scorer.score(CANDIDATES, REFERENCES)
     assert 0 < whole.pop("METEOR") < 1
     scorer._meteor.meteor_p.kill()
-    assert scorer.score(CANDIDATES, REFERENCES)[0] == whole
+    with pytest.raises(InputError, match="METEOR's Java process failed"):
+        interval(measures["METEOR"])
+    assert scorer.score(CANDIDATES, REFERENCES) == whole
     assert "failed" in scorer.without_meteor
+
+
+def some_of_the_captions(data, other: int = 1) -> tuple[dict, dict]:
+    """A human caption of each image as a system's, those from `other` on as its references."""
+    captions = joblib.load(data / "data" / "captions.pkl")["captions"]
+    kept = {i: lines for i, lines in captions.items() if len(lines) > other}
+    return {i: lines[0] for i, lines in kept.items()}, {i: lines[1:] for i, lines in kept.items()}
+
+
+def test_bleu_is_pycocoevalcap_s_and_sacrebleu_s(scorer, small):
+    """Of all images, and of each alone; sacrebleu as it is without smoothing and tokens."""
+    from pycocoevalcap.bleu.bleu import Bleu
+    from sacrebleu.metrics import BLEU
+
+    said, references = some_of_the_captions(small)
+    said |= dict.fromkeys(list(said)[:20], "a red square")  # another length: the brevity counts
+    said |= {i: references[i][-1] for i in list(said)[20:30]}  # long enough to have four words
+    whole, each = Bleu(4).compute_score(references, {i: [c] for i, c in said.items()}, verbose=0)
+    measures = scorer.measure(said, references)
+    streams = [[lines[n] for lines in references.values()] for n in range(4)]
+    for n in range(1, 5):
+        measure = measures[f"BLEU-{n}"]
+        assert measure.score == pytest.approx(whole[n - 1], rel=1e-12)
+        np.testing.assert_allclose(measure.each, each[n - 1], rtol=1e-9)
+        theirs = BLEU(tokenize="none", smooth_method="none", max_ngram_order=n, force=True)
+        found = theirs.corpus_score(list(said.values()), streams)
+        assert found.bp < 1
+        assert 100 * measure.score == pytest.approx(found.score, rel=1e-6)
+
+
+@pytest.mark.long
+@needs_java
+def test_meteor_of_the_counted_is_that_of_the_captions(small):
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    said, references = some_of_the_captions(small)
+    references = {
+        i: [*lines, said[i]] if n % 3 == 0 else lines
+        for n, (i, lines) in enumerate(references.items())
+    }
+    whole, _ = Meteor().compute_score(references, {i: [c] for i, c in said.items()})
+    measure = Scorer().measure(said, references)["METEOR"]
+    assert measure.score == pytest.approx(whole, rel=1e-12)
+    low, high = interval(measure)
+    assert low < whole < high
 
 
 @needs_java
@@ -146,6 +197,20 @@ def test_evaluate_scores_what_it_writes(demo, captioner, tmp_path, no_java):
     scores = json.loads((tmp_path / "scores.json").read_text())
     cider, each = Cider().compute_score({i: text["captions"][i] for i in said}, said)
     assert scores["model"]["CIDEr"] == pytest.approx(cider)
+    for row in scores.keys() - {"protocol"}:
+        for name, ends in scores[row]["intervals"].items():
+            assert ends is None or ends[0] <= scores[row][name] <= ends[1]
+    assert all(low < high for low, high in scores["shuffled"]["intervals"].values())
+    with (tmp_path / "per_photo.csv").open(newline="") as file:
+        photos = list(csv.DictReader(file))
+    assert [row["image"] for row in photos] == list(said)
+    assert [row["caption"] for row in photos] == [caption for (caption,) in said.values()]
+    np.testing.assert_allclose([float(row["CIDEr"]) for row in photos], each)
+    assert all(json.loads(r["references"]) == text["captions"][r["image"]] for r in photos)
+    assert all(float(r["log_probability"]) < 0 and r["confidence"] == "" for r in photos)
+    data = scores["protocol"]["data"]
+    assert data["captions_sha256"] == text["settings"]["captions_sha256"]
+    assert scores["protocol"]["scst"] is None
     assert scores["model"]["CIDEr"] > 2 * scores["shuffled"]["CIDEr"]
     assert scores["model"]["BLEU-4"] > scores["constant"]["BLEU-4"]
     loss = captioner.config.training["kept"]["dev_loss"]

@@ -6,7 +6,7 @@ from pathlib import Path
 from helpers import ROOT, run_script
 
 SCRIPTS = ["preprocess", "train", "finetune", "ensemble", "calibrate", "export"]
-SCRIPTS += ["generate_caption", "evaluate", "app"]
+SCRIPTS += ["generate_caption", "evaluate", "compare", "app"]
 LIBRARY = sorted((ROOT / "captioning").glob("*.py"))
 FOLDERS = ("captioning", "data", "docs", "models", "benchmarks")
 CODE = [path for folder in (ROOT, *map(ROOT.joinpath, FOLDERS)) for path in folder.glob("*.py")]
