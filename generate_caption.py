@@ -16,17 +16,14 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
-import numpy as np
-
 from captioning import cli
+from captioning.caption_photos import Job, caption_in_parallel, caption_photos, load_captioner
 from captioning.confidence import GOOD
 from captioning.files import InputError, check_writable, is_onnx, one_line, sha256
-from captioning.images import try_load_image
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
+from captioning.parallel import add_worker_options
 from captioning.photo_list import coco_id, list_photos
 
 
@@ -59,6 +56,8 @@ def parse_arguments() -> argparse.Namespace:
     why = "draw the photos with their captions"
     add("--save_figure", type=cli.picture, metavar="FILE", help=why)
     add("--batch_size", type=count, default=16, help="photos per pass; more is hardly faster")
+    why = "processes that share the cores, each with a captioner of its own"
+    add_worker_options(parser, why)
     args = parser.parse_args()
     if args.beam_size and args.num_captions > args.beam_size:
         parser.error(f"--num_captions {args.num_captions} needs --beam_size {args.num_captions}")
@@ -167,14 +166,13 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
 
     Raises InputError if a confidence is asked for that the captioner does not know.
     """
+    source = ("model", "Captioner")
     if is_onnx(args.model_path):
         cli.need("an .onnx", "-r requirements-caption.txt", "onnxruntime", "onnx")
-        from captioning.onnx_captioner import OnnxCaptioner as Captioner
-    else:
-        cli.load_tensorflow()
-        from model import Captioner
-
-    captioner = Captioner.load(args.model_path, args.weights)
+        source = ("captioning.onnx_captioner", "OnnxCaptioner")
+    options = (args.beam_size or 0, args.length_penalty, args.batch_size)
+    job = Job(source, str(args.model_path), args.weights, True, *options)
+    captioner = load_captioner(job)
     calibrated = captioner.calibration is not None
     if args.no_neighbours:
         captioner.forget_neighbours()
@@ -186,23 +184,18 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
         fix = "Leave out --no_neighbours" if calibrated else fix
         raise InputError(f"--min_confidence: no confidence is known. {fix}")
     size = args.beam_size or max(captioner.beam_size, args.num_captions)
-    load = partial(try_load_image, size=captioner.config.photo_size)
-    with ThreadPoolExecutor() as pool, cli.progress(len(photos), "image") as bar:
-        for start in range(0, len(photos), args.batch_size):
-            chunk = photos[start : start + args.batch_size]
-            batch = {}  # photo -> pixels (S, S, 3)
-            for photo, (pixels, error) in zip(chunk, pool.map(load, chunk), strict=True):
-                if error:
-                    cli.log(f"skipped: {error}")
-                else:
-                    batch[photo] = pixels
-            if batch:
-                pixels = np.stack([*batch.values()])  # (B, S, S, 3)
-                beams = captioner.decode_photos(pixels, size, args.length_penalty)
-                for photo, beam in zip(batch, beams, strict=True):
-                    if is_sure(photo, beam[0].confidence, args.min_confidence):
-                        yield photo, beam
-            bar.update(len(chunk))
+    job = job._replace(beam_size=size, neighbours=not args.no_neighbours)
+    if args.dask or args.n_jobs > 1:
+        found = caption_in_parallel(photos, job, args.n_jobs, args.dask)
+    else:
+        found = caption_photos(captioner, photos, job)
+    with cli.progress(len(photos), "image") as bar:
+        for each in found:
+            bar.update()
+            if each.error:
+                cli.log(f"skipped: {each.error}")
+            elif is_sure(each.photo, each.beam[0].confidence, args.min_confidence):
+                yield each.photo, each.beam
 
 
 def to_line(caption) -> str:

@@ -25,6 +25,9 @@ INCLUDED_H5 = INCLUDED.with_suffix(".h5")  # the same, for what needs TensorFlow
 # Those of model.DECODERS, for --help, which does not import TensorFlow.
 DECODER_NAMES = ("merge", "updown")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
+PRECISIONS = ("float32", "bfloat16")
+CPU_INFO = Path("/proc/cpuinfo")
+BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # on others oneDNN computes in float32
 M_ARENA_MAX = -8  # of glibc's malloc.h
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
@@ -194,8 +197,11 @@ def progress(total: int, unit: str, title: str | None = None, leave: bool = True
     return tqdm(desc=title or unit, bar_format=plain, mininterval=30, delay=30, **options)
 
 
-def load_tensorflow() -> None:
+def load_tensorflow(precision: str = PRECISIONS[0]) -> None:
     """Import TensorFlow and Keras, as this repository needs them: another project's settings go.
+
+    `precision` is one of `PRECISIONS`: with bfloat16 oneDNN rounds what it multiplies, in products
+    and convolutions, and adds up in float32. Raises InputError where the processor has none.
 
     TensorFlow's start-up notes, which no setting of its own silences, show if the import fails. On
     Linux all threads take memory from one heap: of heaps of their own, glibc would give the buffers
@@ -203,6 +209,9 @@ def load_tensorflow() -> None:
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    if precision == "bfloat16":
+        check_bfloat16()
+        os.environ["TF_SET_ONEDNN_FPMATH_MODE"] = "BF16"  # read at the first product
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with contextlib.nullcontext() if "tensorflow" in sys.modules else _kept_stderr():
@@ -214,6 +223,18 @@ def load_tensorflow() -> None:
     keras.config.set_image_data_format("channels_last")
     # Keras calls HDF5 "legacy" at every save; here it is the format asked for.
     logging.getLogger("absl").setLevel(logging.ERROR)
+
+
+def check_bfloat16() -> None:
+    """Raises InputError unless the processor is known to multiply bfloat16."""
+    known: set[str] = set()
+    with contextlib.suppress(OSError):  # no Linux
+        known = {*CPU_INFO.read_text().split()}
+    if not known & BFLOAT16_FLAGS:
+        raise InputError(
+            f"--precision bfloat16: this processor has none of {', '.join(sorted(BFLOAT16_FLAGS))} "
+            f"in {CPU_INFO}: leave the option out."
+        )
 
 
 @contextlib.contextmanager

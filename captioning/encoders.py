@@ -12,6 +12,7 @@ from collections import defaultdict
 import numpy as np
 from PIL import Image
 
+from captioning.cli import PRECISIONS
 from captioning.files import InputError, is_file, one_line
 from captioning.lite import LITES, build_lite, scale_lite
 
@@ -56,10 +57,12 @@ class Encoder:
         weights: str = "imagenet",
         kind: str = "pooled",
         photo_size: int = 0,
+        precision: str = PRECISIONS[0],
     ):
         """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used.
 
-        Photos are reduced to a side of `photo_size` pixels before anything else; 0 is the size that
+        `precision` is the one with which TensorFlow was loaded, for the record. Photos are reduced
+        to a side of `photo_size` pixels before anything else; 0 is the size that
         the network sees. A captioner that was trained on smaller photos must not see larger ones.
         """
         import keras
@@ -70,7 +73,7 @@ class Encoder:
                 f"no encoder {name}, {kind}: choose one of {', '.join(ENCODERS)}, and one of "
                 f"{', '.join(KINDS)}"
             )
-        self.name, self.weights, self.kind = name, str(weights), kind
+        self.name, self.weights, self.kind, self.precision = name, str(weights), kind, precision
         if self.weights == "random":  # for tests; the same features in every process
             keras.utils.set_random_seed(0)
         elif self.weights != "imagenet" and not is_file(self.weights):

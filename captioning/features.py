@@ -8,7 +8,6 @@ A batch never crosses shards, so it does not matter which process or machine mak
 import contextlib
 import functools
 import hashlib
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -19,12 +18,12 @@ import numpy as np
 
 from captioning import cli
 from captioning.encoders import GRID_CELLS, Encoder
-from captioning.files import ROOT, InputError, atomic_path, load_pickle, one_line, sha256
+from captioning.files import InputError, atomic_path, load_pickle, one_line, sha256
 from captioning.images import READING, try_load_image
+from captioning.parallel import everywhere, limit_threads, run_tasks, threads_each
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
 MIN_VARIANCE = 0.1  # of one float of the features, as a share of the floats' mean variance
-CONNECTION_TIMEOUT = 10  # seconds, for a Dask scheduler to answer and to have a worker
 
 
 def hash_files(paths: list[Path]) -> list[str]:
@@ -42,7 +41,7 @@ def hash_files(paths: list[Path]) -> list[str]:
 
 def shard_files(encoder: Encoder, hashes: list[str], work_dir: Path) -> list[Path]:
     """The file of each shard of `SHARD_SIZE` images, by the hashes of theirs."""
-    made_by = (encoder.name, encoder.weights_hash, encoder.kind)
+    made_by = (encoder.name, encoder.weights_hash, encoder.kind, encoder.precision)
     made_by += (str(encoder.photo_size), str(READING), str(encoder.features_shape))
     files = []
     for start in range(0, len(hashes), SHARD_SIZE):
@@ -180,52 +179,18 @@ def parallel_shards(
     images under the same paths, and the encoder's weights. Raises InputError if no cluster answers,
     or its workers lack something or keep dying.
     """
-    import joblib
-
-    weights = encoder.weights
-    if weights not in ("imagenet", "random"):
-        weights = str(Path(weights).absolute())
-    threads = 0 if dask else max(1, (os.cpu_count() or 1) // n_jobs)
-    same = (encoder.name, weights, encoder.kind, encoder.photo_size, encoder.weights_hash, threads)
+    threads = threads_each(n_jobs, dask)
+    weights = everywhere(encoder.weights)
+    same = (encoder.name, weights, encoder.kind, encoder.photo_size, encoder.precision)
+    same += (encoder.weights_hash, threads)
     tasks = [
-        joblib.delayed(_worker_shard)(file, [p.absolute() for p in paths], same, batch_size)
+        (file, [path.absolute() for path in paths], same, batch_size)
         for file, paths in shards.items()
     ]
-    # A shard a task, taken as soon as it is there: what is finished is then on the disk.
-    options = {"batch_size": 1, "return_as": "generator_unordered"}
-    with _cluster(dask) if dask else contextlib.nullcontext():
-        parallel = joblib.Parallel(-1 if dask else n_jobs, **options)
-        for file, features, hashes, errors in parallel(tasks):
-            named = zip(shards[file], errors, strict=True)  # as one process would name them
-            errors = [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
-            yield file, features, hashes, errors
-
-
-@contextlib.contextmanager
-def _cluster(address: str) -> Iterator[None]:
-    """Let joblib use the Dask cluster at `address`."""
-    try:
-        import distributed
-    except ImportError as error:
-        raise InputError("--dask needs Dask: pip install 'dask[distributed]'") from error
-    try:
-        client = distributed.Client(address, timeout=CONNECTION_TIMEOUT)
-    except (OSError, ValueError) as error:
-        fix = "Start one: dask scheduler"
-        raise InputError(f"no Dask scheduler answers at {address}. {fix}") from error
-    import joblib
-
-    with client, joblib.parallel_config("dask", client=client):
-        start = f"PYTHONPATH={ROOT} dask worker {address} --nthreads 1"
-        try:
-            client.wait_for_workers(1, timeout=CONNECTION_TIMEOUT)
-            yield
-        except TimeoutError as error:
-            raise InputError(f"the scheduler has no worker. Start one or more: {start}") from error
-        except ModuleNotFoundError as error:
-            raise InputError(f"a worker fails ({error}). Start it so: {start}") from error
-        except distributed.KilledWorker as error:
-            raise InputError(f"the cluster fails: {error}") from error
+    for file, features, hashes, errors in run_tasks(_worker_shard, tasks, n_jobs, dask):
+        named = zip(shards[file], errors, strict=True)  # as one process would name them
+        errors = [e.replace(str(p.absolute()), str(p), 1) for p, e in named]
+        yield file, features, hashes, errors
 
 
 def _worker_shard(file: Path, paths: list[Path], encoder: tuple, batch_size: int) -> tuple:
@@ -235,14 +200,17 @@ def _worker_shard(file: Path, paths: list[Path], encoder: tuple, batch_size: int
 
 @functools.lru_cache(maxsize=1)
 def _worker_encoder(
-    name: str, weights: str, kind: str, photo_size: int, weights_hash: str, threads: int
+    name: str,
+    weights: str,
+    kind: str,
+    photo_size: int,
+    precision: str,
+    weights_hash: str,
+    threads: int,
 ) -> Encoder:
-    cli.load_tensorflow()
-    if threads:  # the processes share this machine's cores
-        import tensorflow as tf
-
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-    encoder = Encoder(name, weights, kind, photo_size)
+    cli.load_tensorflow(precision)
+    limit_threads(threads)
+    encoder = Encoder(name, weights, kind, photo_size, precision)
     if encoder.weights_hash != weights_hash:
         raise InputError(f"a worker has other weights of {name}: give all machines the same file.")
     return encoder

@@ -118,7 +118,9 @@ class Neighbours:
         Features are (B, [cells,] F), tokens (B, K, T) as `beam_search` gives them. Unlike CIDEr-D
         itself, an n-gram that is said twice counts twice, and the length is compared with the mean.
         """
-        vectors = to_vectors(averages(features), self.mean, self.axes)  # (B, A)
+        # In float64, or the number of threads would show in the digits that people see.
+        averaged = averages(features).astype(np.float64)
+        vectors = to_vectors(averaged, self.mean, self.axes)  # (B, A)
         tokens = np.where(tokens == END, PADDING, tokens)
         found = []
         for vector, beam in zip(vectors, tokens, strict=True):
@@ -140,7 +142,7 @@ class Neighbours:
         last = min(NEAREST, len(cosines)) - 1
         photos = np.argpartition(-cosines, last)[:NEAREST]  # (n,)
         near = self.training[photos]  # (n, A)
-        kernel = np.exp(near @ near.T - 1) + 1 + RIDGE * np.eye(len(near), dtype=np.float32)
+        kernel = np.exp(near @ near.T - 1) + 1 + RIDGE * np.eye(len(near))
         return photos, np.linalg.solve(kernel, np.exp(cosines[photos] - 1) + 1)
 
     def agreement(self, ids: list[int], said: np.ndarray, length: float) -> float:
@@ -155,8 +157,8 @@ class Neighbours:
 
     @functools.cached_property
     def training(self) -> np.ndarray:
-        """The photos' vectors (N, A), float32."""
-        return self.vectors.astype(np.float32)
+        """The photos' vectors (N, A), float64."""
+        return self.vectors.astype(np.float64)
 
     @functools.cached_property
     def rows(self) -> dict[tuple, int]:
@@ -188,8 +190,8 @@ def averages(features: np.ndarray) -> np.ndarray:
 
 
 def to_vectors(averaged: np.ndarray, mean: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Averaged features (B, F) -> (B, A) float32, each of length 1."""
-    return to_unit((averaged - mean) @ axes.astype(np.float32))
+    """Averaged features (B, F) -> (B, A) of the same precision, each of length 1."""
+    return to_unit((averaged - mean) @ axes.astype(averaged.dtype))
 
 
 def to_unit(vectors: np.ndarray) -> np.ndarray:

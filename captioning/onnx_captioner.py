@@ -64,11 +64,12 @@ class OnnxCaptioner(BaseCaptioner):
     calibration: Calibration | None = None
 
     @classmethod
-    def load(cls, path: str | Path, weights: str = "imagenet") -> "OnnxCaptioner":
+    def load(cls, path: str | Path, weights: str = "imagenet", threads: int = 0) -> "OnnxCaptioner":
         """Read what export.py wrote; docs/security.md says what a file from elsewhere can do.
 
-        Raises InputError if the file is missing or is no captioner, or if other `weights` of the
-        CNN are asked for than those in it.
+        It computes by so many threads; 0 is one for each core that it may use. Raises InputError if
+        the file is missing or is no captioner, or if other `weights` of the CNN are asked for than
+        those in it.
         """
         name = one_line(path)
         if weights != "imagenet":
@@ -80,7 +81,7 @@ class OnnxCaptioner(BaseCaptioner):
         content = Path(path).read_bytes()
         known = hashlib.sha256(content).hexdigest() == INCLUDED_SHA256
         try:
-            return cls.parse(content, known)
+            return cls.parse(content, known, threads)
         except (InputError, ValueError, LookupError, TypeError, RecursionError) as error:
             raise InputError(
                 f"{name} is not a captioner that export.py wrote ({one_line(error)}). Export one, "
@@ -88,7 +89,7 @@ class OnnxCaptioner(BaseCaptioner):
             ) from error
 
     @classmethod
-    def parse(cls, content: bytes, known: bool = False) -> "OnnxCaptioner":
+    def parse(cls, content: bytes, known: bool = False, threads: int = 0) -> "OnnxCaptioner":
         """Of a file's content, which is checked first unless it is `known` to be harmless.
 
         Raises what `load` makes an InputError of where it is not ours.
@@ -97,7 +98,7 @@ class OnnxCaptioner(BaseCaptioner):
             from captioning.onnx_check import check
 
             content = check(content)
-        session = open_session(content)
+        session = open_session(content, **({"intra_op_num_threads": threads} if threads else {}))
         metadata = session.get_modelmeta().custom_metadata_map
         if metadata.get("format_version") != str(FORMAT_VERSION):
             raise ValueError(f"format {metadata.get('format_version')}, not {FORMAT_VERSION}")

@@ -24,6 +24,12 @@ def no_java(monkeypatch):
     monkeypatch.setattr(shutil, "which", lambda name: None)
 
 
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals take a fraction of their time; tests/test_significance.py asks for more."""
+    monkeypatch.setattr("captioning.significance.RESAMPLES", 199)
+
+
 @pytest.fixture(scope="session")
 def flickr8k() -> Path:
     if not (FLICKR8K / "captions.txt").is_file():

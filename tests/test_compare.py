@@ -44,7 +44,7 @@ def test_the_better_one_is_said_to_be(sides, demo, split, tmp_path, no_java):
     found = json.loads((tmp_path / "out" / "comparison.json").read_text())
     cider = found["scores"]["CIDEr"]
     low, high = cider["interval"]
-    assert 0 < low < cider["difference"] < high and cider["p"] < 0.001
+    assert 0 < low < cider["difference"] < high and cider["p"] < 0.02
     assert (
         f"CIDEr: A {cider['A'][0]:.3f} against B {cider['B'][0]:.3f}; B is better by" in done.stdout
     )

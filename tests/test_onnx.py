@@ -148,6 +148,7 @@ def test_the_script_exports_what_train_py_wrote(demo, tmp_path):
     assert "m.onnx is there already. Give --overwrite" in again.stderr
 
 
+@pytest.mark.long
 def test_float32_is_kept_where_float16_says_something_else(attentive, monkeypatch, capsys):
     """And if that does as well, there is no content."""
     monkeypatch.setattr(export, "load_image", lambda path, size: tiny_photos(1)[0])

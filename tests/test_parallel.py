@@ -1,21 +1,32 @@
 """Extraction by several processes and by a real Dask cluster, a worker of which dies."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import joblib
+import numpy as np
 import pytest
-from helpers import ROOT, run_here, run_script
+from helpers import EXAMPLES, ROOT, of_length_1, photographing, run_here, run_script, untrained
 
-from captioning import features
+from captioning import caption_photos, cli, parallel
+from captioning.cli import INCLUDED
 from captioning.features import SHARD_SIZE, _worker_encoder
 from captioning.files import InputError
 from data.sample import write_sample
 
 SHARDS = 6
+
+
+def has_bfloat16() -> bool:
+    try:
+        cli.check_bfloat16()
+    except InputError:
+        return False
+    return True
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +68,7 @@ def test_joblib_works_on_the_cluster():
     options = {"n_workers": 1, "processes": False, "dashboard_address": None}
     with (
         distributed.LocalCluster(**options) as cluster,
-        features._cluster(cluster.scheduler_address),
+        parallel._cluster(cluster.scheduler_address),
     ):
         assert "Dask" in type(joblib.Parallel(-1)._backend).__name__
 
@@ -82,14 +93,85 @@ def test_a_cluster_loses_a_worker_and_gives_the_same_bytes(dataset, expected, tm
     assert (tmp_path / "features.pkl").read_bytes() == expected
 
 
+def caption(folder, *options) -> list[str]:
+    """Its arguments: photos of which one is broken, in batches that do not fill the tasks."""
+    photos = ("--image_path", os.path.relpath(folder, ROOT), "--model_path", INCLUDED)
+    rows = ("--format", "jsonl", "--num_captions", 2, "--batch_size", 3)
+    return [*map(str, ("generate_caption.py", *photos, *rows, *options))]
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for photo in EXAMPLES.glob("*.jpg"):
+        shutil.copy(photo, tmp_path)
+    (tmp_path / "broken.jpg").write_bytes(b"not a photo")
+    return tmp_path
+
+
+@pytest.mark.long
+def test_processes_say_the_same_of_photos(photos):
+    one = run_here(*caption(photos))
+    two = run_script(*caption(photos, "--n_jobs", 2))
+    assert (two.stdout, two.stderr) == (one.stdout, one.stderr)
+    assert "broken.jpg" in one.stderr
+
+
+@pytest.mark.long
+def test_a_cluster_says_the_same_of_photos(photos, monkeypatch):
+    distributed = pytest.importorskip("distributed", reason="no Dask (requirements-dev.txt)")
+    monkeypatch.setattr(caption_photos, "TASK", 4)
+    options = {"n_workers": 1, "processes": False, "dashboard_address": None}
+    with distributed.LocalCluster(**options) as cluster:
+        two = run_here(*caption(photos, "--dask", cluster.scheduler_address))
+    assert two.stdout == run_here(*caption(photos)).stdout
+
+
+def test_photos_are_read_ahead(monkeypatch):
+    """While a batch is captioned the next ones are read, but not all."""
+    read, asked = [], []
+    monkeypatch.setattr(caption_photos, "try_load_image", lambda p, size: (read.append(p), "x"))
+    monkeypatch.setattr(caption_photos, "_caption_batch", lambda c, batch, *_: batch)
+    job = caption_photos.Job(("", ""), "", "", True, 1, 1.0, batch_size=2)
+    captioner = photographing(untrained())
+    for photo in caption_photos.caption_photos(captioner, list(range(20)), job):
+        asked.append(photo)
+        assert len(read) <= len(asked) + 2 * (caption_photos.AHEAD + 1)
+    assert asked == list(range(20)) == sorted(read)
+
+
+def test_bfloat16_where_the_processor_has_none(small, tmp_path, monkeypatch):
+    monkeypatch.setattr(cli, "CPU_INFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text("flags: avx2 fma")
+    done = run_here(*preprocess(small / "dataset", tmp_path), "--precision", "bfloat16", code=1)
+    assert "this processor has none of amx_bf16, avx512_bf16" in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not has_bfloat16(), reason="this processor has no bfloat16")
+def test_bfloat16_features_are_others_and_nearly_the_same(small, tmp_path):
+    command = (*preprocess(small / "dataset", tmp_path), "--precision", "bfloat16")
+    run_script(*command)
+    found = joblib.load(tmp_path / "features.pkl")
+    exact = joblib.load(small / "data" / "features.pkl")
+    assert found["precision"] == "bfloat16" and "precision" not in exact
+    assert found["fingerprint"] != exact["fingerprint"]
+    first, second = (of_length_1([each["features"]]) for each in (found, exact))
+    cosines = (first * second).sum(axis=1)
+    assert not np.array_equal(first, second) and cosines.min() > 0.99
+    assert "up to date" in run_here(*command).stderr
+    assert "up to date" not in run_here(*preprocess(small / "dataset", tmp_path)).stderr
+
+
 def test_a_worker_with_other_weights_refuses():
     with pytest.raises(InputError, match="a worker has other weights of efficientnet_lite0"):
-        _worker_encoder("efficientnet_lite0", "imagenet", "pooled", 224, "0" * 64, threads=None)
+        _worker_encoder(
+            "efficientnet_lite0", "imagenet", "pooled", 224, "float32", "0" * 64, threads=None
+        )
 
 
 def test_without_a_scheduler_or_without_dask(small, tmp_path, monkeypatch):
     pytest.importorskip("distributed", reason="no Dask (requirements-dev.txt)")
-    monkeypatch.setattr(features, "CONNECTION_TIMEOUT", 1)
+    monkeypatch.setattr(parallel, "CONNECTION_TIMEOUT", 1)
     command = (*preprocess(small / "dataset", tmp_path), "--dask", "tcp://127.0.0.1:9")
     assert run_here(*command, code=1).stderr.splitlines()[-1] == (
         "error: no Dask scheduler answers at tcp://127.0.0.1:9. Start one: dask scheduler"

@@ -115,6 +115,7 @@ def test_a_trained_model_is_not_replaced_without_a_word(small, tmp_path):
     assert path.read_text() == "trained for a week"
 
 
+@pytest.mark.long
 def test_features_that_are_not_numbers_are_named_wherever_they_are_met(tmp_path):
     captioner, good, bad = untrained(), random_batches(8), random_batches(8)
     bad.features = bad.features.copy()

@@ -1,0 +1,118 @@
+"""Captions of many photos: reading overlaps the network, and several processes share the work."""
+
+import functools
+import importlib
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from captioning import cli
+from captioning.beams import Caption
+from captioning.images import try_load_image
+from captioning.parallel import everywhere, limit_threads, run_tasks, threads_each
+
+TASK = 256  # photos of one task, about, which a worker does in a few seconds
+AHEAD = 2  # batches that are read while one is captioned
+
+
+class Job(NamedTuple):
+    """What a worker must know to caption photos as any other does."""
+
+    captioner: tuple[str, str]  # module and name of the class that reads the file
+    model_path: str
+    weights: str
+    neighbours: bool
+    beam_size: int
+    length_penalty: float
+    batch_size: int
+    threads: int = 0  # of its process; 0: all that it may use
+
+
+class Captioned(NamedTuple):
+    """One photo's beam, best first; or why there is none."""
+
+    photo: Path
+    beam: list[Caption]
+    error: str = ""
+
+
+def load_captioner(job: Job):
+    """The captioner of a job; raises InputError if its file cannot be read."""
+    module, name = job.captioner
+    options = {}
+    if module == "model":
+        cli.load_tensorflow()
+        limit_threads(job.threads)
+    elif job.threads:
+        options["threads"] = job.threads
+    captioner_class = getattr(importlib.import_module(module), name)
+    captioner = captioner_class.load(job.model_path, job.weights, **options)
+    if not job.neighbours:
+        captioner.forget_neighbours()
+    return captioner
+
+
+def caption_photos(captioner, photos: list[Path], job: Job) -> Iterator[Captioned]:
+    """Caption photos in order, in batches of `job.batch_size`; the next ones are read meanwhile."""
+    load = functools.partial(try_load_image, size=captioner.config.photo_size)
+    batches = (photos[i : i + job.batch_size] for i in range(0, len(photos), job.batch_size))
+    reading: deque = deque()  # of batches that are still to be captioned
+    with ThreadPoolExecutor() as pool:
+        more = True
+        while more or reading:
+            while more and len(reading) <= AHEAD:
+                if batch := next(batches, None):
+                    reading.append((batch, [pool.submit(load, photo) for photo in batch]))
+                else:
+                    more = False
+            if reading:
+                batch, loaded = reading.popleft()
+                yield from _caption_batch(captioner, batch, [x.result() for x in loaded], job)
+
+
+def _caption_batch(captioner, photos: list[Path], loaded: list[tuple], job: Job) -> list[Captioned]:
+    """Of photos that were loaded, each pixels (S, S, 3) with an error in their place."""
+    readable = [pixels for pixels, error in loaded if not error]
+    beams = iter(())
+    if readable:
+        pixels = np.stack(readable)  # (B, S, S, 3)
+        beams = iter(captioner.decode_photos(pixels, job.beam_size, job.length_penalty))
+    each = zip(photos, loaded, strict=True)
+    return [
+        Captioned(p, [], error) if error else Captioned(p, next(beams)) for p, (_, error) in each
+    ]
+
+
+def caption_in_parallel(
+    photos: list[Path], job: Job, n_jobs: int, dask: str | None
+) -> Iterator[Captioned]:
+    """The same by `n_jobs` processes, or the workers of the Dask scheduler at `dask`.
+
+    The batches are those of one process, and so are the captions. Workers need the repository, and
+    the photos, the captioner's file and its encoder's weights under the same paths.
+    """
+    job = job._replace(
+        threads=threads_each(n_jobs, dask),
+        model_path=str(Path(job.model_path).absolute()),
+        weights=everywhere(job.weights),
+    )
+    size = max(1, TASK // job.batch_size) * job.batch_size
+    groups = [photos[i : i + size] for i in range(0, len(photos), size)]
+    tasks = [([photo.absolute() for photo in group], job) for group in groups]
+    done = run_tasks(_worker_captions, tasks, n_jobs, dask, in_order=True)
+    for group, found in zip(groups, done, strict=True):
+        for photo, each in zip(group, found, strict=True):  # as one process would name them
+            error = each.error.replace(str(photo.absolute()), str(photo), 1)
+            yield Captioned(photo, each.beam, error)
+
+
+def _worker_captions(photos: list[Path], job: Job) -> list[Captioned]:
+    """Captions in a worker process, which loads its captioner once."""
+    return list(caption_photos(_worker_captioner(job), photos, job))
+
+
+_worker_captioner = functools.lru_cache(maxsize=1)(load_captioner)
