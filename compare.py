@@ -28,7 +28,7 @@ import numpy as np
 
 from captioning import cli
 from captioning.caption_files import BY_NAME, read_rows
-from captioning.captions import as_written, tokenize
+from captioning.captions import MAX_CAPTION_LENGTH, as_written, tokenize
 from captioning.dataset import image_id_of
 from captioning.files import InputError, atomic_path, check_writable, one_line
 from captioning.images import images_below
@@ -53,7 +53,7 @@ def main() -> None:
     add = parser.add_argument
     why = "a folder of results, or a file of captions; several are one system's seeds"
     add("system", nargs="+", type=Path, metavar="RESULTS", help=why)
-    why = "the other system's, likewise; of it is said whether it is better"
+    why = "the other system's, likewise: differences are its scores less those of RESULTS"
     add("--against", nargs="+", type=Path, required=True, metavar="RESULTS", help=why)
     why = "human captions, in COCO's format or any other that preprocess.py reads"
     add("--references", type=Path, metavar="FILE", help=why)
@@ -61,6 +61,10 @@ def main() -> None:
     add("--output_dir", type=Path, default="comparison", help="where the comparison goes")
     add("--seed", type=cli.seed, default=0, help="of the photos that are drawn again")
     args = parser.parse_args()
+    given = [path.resolve() for path in args.system + args.against]
+    for side in (given[: len(args.system)], given[len(args.system) :]):
+        if len(set(side)) < len(side):
+            raise InputError("a result is named twice on one side: it is no second seed.")
     sides = [[read_system(path) for path in paths] for paths in (args.system, args.against)]
     if len(args.system) != len(args.against) and 1 in map(len, sides):
         raise InputError("one result against several: name two seeds or more on either side.")
@@ -83,6 +87,8 @@ def main() -> None:
         print(sentence(score, each))
     gains = np.subtract(*(mean_cider(side) for side in reversed(measured)))  # (N,), of B
     photos = greatest(sides, list(references), gains)
+    if len(args.system) > 1:
+        print("photo by photo: the mean over the seeds, with the captions of each side's first")
     for each in photos:
         print(
             f"\n{one_line(each['image'])}: CIDEr {each['gain']:+.2f}", *lines_of(each), sep="\n  "
@@ -94,7 +100,10 @@ def main() -> None:
 def read_system(path: Path) -> System:
     """One of the results named; raises InputError if it is not one caption of each image."""
     if path.is_dir():
-        by_id = ({coco_id(i): value for i, value in found.items()} for found in read_results(path))
+        found = read_results(path)
+        by_id = [{coco_id(i): value for i, value in each.items()} for each in found]
+        if len(by_id[0]) < len(found[0]):
+            raise InputError(f"{path}: two of its images have one of COCO's numbers.")
         return System(str(path), *by_id)
     captions = read_captions(path)
     if several := [key for key, lines in captions.items() if len(lines) > 1]:
@@ -108,9 +117,12 @@ def read_captions(path: Path) -> dict[str | int, list[str]]:
     captions: dict[str | int, list[str]] = {}
     for row in read_rows(path, BY_NAME, faults):
         key = int(row.image) if row.image.isdecimal() else coco_id(image_id_of(row.image))
-        captions.setdefault(key, []).append(" ".join(tokenize(row.caption)))
+        caption = " ".join(tokenize(row.caption[:MAX_CAPTION_LENGTH]))
+        if not caption:
+            faults.append(f"{row.where}: it has no word. Write a caption.")
+        captions.setdefault(key, []).append(caption)
     if faults or not captions:
-        raise InputError("\n".join([f"{path} has no captions that can be read.", *faults[:5]]))
+        raise InputError("\n".join(faults[:5]) or f"{path} has no captions.")
     return captions
 
 
@@ -173,7 +185,7 @@ def sentence(score: str, found: dict) -> str:
     """What was found of a score, in words."""
     scores = " against ".join(f"{side} {spread(found[side])}" for side in "AB")
     gain, p = found["difference"], found["p"]
-    ends = found["interval"] or [float("nan")] * 2
+    ends = found["interval"] or [gain, gain]
     if p is None or p >= CHANCE:
         over = "seeds" if len(found["A"]) > 1 else "photos"
         verdict = f"these {over} do not tell them apart; B − A is"
@@ -182,8 +194,11 @@ def sentence(score: str, found: dict) -> str:
         verdict = f"{'B' if gain > 0 else 'A'} is better by"
         amount = f"{abs(gain):.3f}"
         ends = [f"{end:.3f}" for end in (ends if gain > 0 else [-ends[1], -ends[0]])]
-    chance = "p unknown" if p is None else f"p {'< .001' if p < 0.001 else f'= {p:.3f}'}"
-    return f"{score}: {scores}; {verdict} {amount} (95 % interval {ends[0]} to {ends[1]}, {chance})"
+    how = []
+    if found["interval"]:
+        how.append(f"95 % interval {ends[0]} to {ends[1]}")
+    how.append("too few to test" if p is None else "p < .001" if p < 0.001 else f"p = {p:.3f}")
+    return f"{score}: {scores}; {verdict} {amount} ({', '.join(how)})"
 
 
 def spread(scores: list[float]) -> str:

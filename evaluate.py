@@ -22,7 +22,8 @@ hashes and the versions: CIDEr .662 (95 % .624 to .703), Flickr8k dev, beam 10, 
 import hashlib
 import json
 import time
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
+from math import nan
 from pathlib import Path
 
 import numpy as np
@@ -149,8 +150,16 @@ def protocol(captioner, args, text: dict, features: dict, references: dict) -> d
         "decoding": own | {"neighbours": neighbours},
         "encoder": captioner.config.encoder,
         "scst": scst_variant(captioner.config.training),
-        "versions": {name: version(name) for name in VERSIONS},
+        "versions": {name: version_of(name) for name in VERSIONS},
     }
+
+
+def version_of(package: str) -> str | None:
+    """Of an installed package; None where another one, such as tensorflow-cpu, has its modules."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def scst_variant(training: dict) -> str | list | None:
@@ -208,7 +217,7 @@ def print_table(results: dict[str, dict]) -> None:
     width = max(map(len, rows)) + 2
     print(" " * width + "".join(f"{name:>9}" for name in shown))
     for row in rows:
-        print(f"{row:<{width}}" + "".join(f"{results[row][name]:>9.3f}" for name in shown))
+        print(f"{row:<{width}}" + "".join(f"{results[row].get(name, nan):>9.3f}" for name in shown))
         if row == "model":
             print_intervals(model["intervals"], shown, width)
     constant = {"constant_caption": as_written(protocol["constant_caption"])}

@@ -76,6 +76,8 @@ def main() -> None:
     """Caption every image named, one line each."""
     args = parse_arguments()
     args.model_path = args.model_path or cli.default_model()
+    if args.dask or args.n_jobs > 1:
+        cli.need("--n_jobs, or --dask,", "joblib", "joblib")
     photos = list_photos(args.image_path, args.recursive)
     if args.format == "coco":
         photos = {photo: coco_id(image_id) for photo, image_id in photos.items()}

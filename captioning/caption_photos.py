@@ -2,9 +2,10 @@
 
 import functools
 import importlib
+import itertools
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,11 +13,12 @@ import numpy as np
 
 from captioning import cli
 from captioning.beams import Caption
+from captioning.files import InputError, sha256
 from captioning.images import try_load_image
 from captioning.parallel import everywhere, limit_threads, run_tasks, threads_each
 
 TASK = 256  # photos of one task, about, which a worker does in a few seconds
-AHEAD = 2  # batches that are read while one is captioned
+AHEAD = 2  # batches that are read while others are captioned
 
 
 class Job(NamedTuple):
@@ -30,6 +32,7 @@ class Job(NamedTuple):
     length_penalty: float
     batch_size: int
     threads: int = 0  # of its process; 0: all that it may use
+    model_sha256: str = ""  # which a worker's file must have, too
 
 
 class Captioned(NamedTuple):
@@ -42,6 +45,8 @@ class Captioned(NamedTuple):
 
 def load_captioner(job: Job):
     """The captioner of a job; raises InputError if its file cannot be read."""
+    if job.model_sha256 and sha256(job.model_path) != job.model_sha256:
+        raise InputError(f"a worker has another {job.model_path}: give all machines the same file.")
     module, name = job.captioner
     options = {}
     if module == "model":
@@ -57,25 +62,29 @@ def load_captioner(job: Job):
 
 
 def caption_photos(captioner, photos: list[Path], job: Job) -> Iterator[Captioned]:
-    """Caption photos in order, in batches of `job.batch_size`; the next ones are read meanwhile."""
+    """Caption photos in order, in batches of `job.batch_size`; the next ones are read meanwhile.
+
+    By TensorFlow two batches are captioned at once: one's words are searched, which leaves cores
+    idle, while the CNN is busy with the other. ONNX Runtime is slower so.
+    """
+    together = 2 if job.captioner[0] == "model" else 1
     load = functools.partial(try_load_image, size=captioner.config.photo_size)
     batches = (photos[i : i + job.batch_size] for i in range(0, len(photos), job.batch_size))
-    reading: deque = deque()  # of batches that are still to be captioned
-    with ThreadPoolExecutor() as pool:
-        more = True
-        while more or reading:
-            while more and len(reading) <= AHEAD:
-                if batch := next(batches, None):
-                    reading.append((batch, [pool.submit(load, photo) for photo in batch]))
-                else:
-                    more = False
-            if reading:
-                batch, loaded = reading.popleft()
-                yield from _caption_batch(captioner, batch, [x.result() for x in loaded], job)
+    with ThreadPoolExecutor() as readers, ThreadPoolExecutor(together) as workers:
+        begun: deque = deque()  # of batches that are read, or captioned
+        for batch in itertools.chain(batches, [None] * (together + AHEAD)):
+            if batch:
+                loaded = [readers.submit(load, photo) for photo in batch]
+                begun.append(workers.submit(_caption_batch, captioner, batch, loaded, job))
+            if begun and (not batch or len(begun) >= together + AHEAD):
+                yield from begun.popleft().result()
 
 
-def _caption_batch(captioner, photos: list[Path], loaded: list[tuple], job: Job) -> list[Captioned]:
-    """Of photos that were loaded, each pixels (S, S, 3) with an error in their place."""
+def _caption_batch(
+    captioner, photos: list[Path], loaded: list[Future], job: Job
+) -> list[Captioned]:
+    """Of photos that are being loaded."""
+    loaded = [future.result() for future in loaded]  # pixels (S, S, 3), and an error, each
     readable = [pixels for pixels, error in loaded if not error]
     beams = iter(())
     if readable:
@@ -92,13 +101,15 @@ def caption_in_parallel(
 ) -> Iterator[Captioned]:
     """The same by `n_jobs` processes, or the workers of the Dask scheduler at `dask`.
 
-    The batches are those of one process, and so are the captions. Workers need the repository, and
-    the photos, the captioner's file and its encoder's weights under the same paths.
+    The batches are those of one process, and on processors of one kind so are the captions. Workers
+    need the repository, and the photos, the captioner's file and its encoder's weights under the
+    same paths.
     """
     job = job._replace(
         threads=threads_each(n_jobs, dask),
         model_path=str(Path(job.model_path).absolute()),
         weights=everywhere(job.weights),
+        model_sha256=sha256(job.model_path),
     )
     size = max(1, TASK // job.batch_size) * job.batch_size
     groups = [photos[i : i + size] for i in range(0, len(photos), size)]

@@ -26,6 +26,7 @@ INCLUDED_H5 = INCLUDED.with_suffix(".h5")  # the same, for what needs TensorFlow
 DECODER_NAMES = ("merge", "updown")
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg", ".webp")
 PRECISIONS = ("float32", "bfloat16")
+ONEDNN_MODE = "TF_SET_ONEDNN_FPMATH_MODE"  # the environment's name for it
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # on others oneDNN computes in float32
 M_ARENA_MAX = -8  # of glibc's malloc.h
@@ -209,9 +210,16 @@ def load_tensorflow(precision: str = PRECISIONS[0]) -> None:
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
         ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+    mode = None
     if precision == "bfloat16":
         check_bfloat16()
-        os.environ["TF_SET_ONEDNN_FPMATH_MODE"] = "BF16"  # read at the first product
+        mode = "BF16"
+    if "tensorflow" in sys.modules and os.environ.get(ONEDNN_MODE) != mode:
+        # A worker's earlier task, say: the mode is read once, at the first product.
+        raise InputError(f"TensorFlow was loaded with another --precision: not {precision} as well")
+    os.environ.pop(ONEDNN_MODE, None)
+    if mode:
+        os.environ[ONEDNN_MODE] = mode
     os.environ["KERAS_BACKEND"] = "tensorflow"
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with contextlib.nullcontext() if "tensorflow" in sys.modules else _kept_stderr():

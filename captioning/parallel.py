@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from captioning import cli
@@ -30,14 +31,15 @@ def run_tasks(
 
     # A task at a time, its result taken as soon as it is there: what is done is then on the disk.
     kind = "generator" if in_order else "generator_unordered"
-    with _cluster(dask) if dask else contextlib.nullcontext():
+    with _cluster(dask) if dask else _processes():
         parallel = joblib.Parallel(-1 if dask else n_jobs, batch_size=1, return_as=kind)
         yield from parallel(joblib.delayed(function)(*task) for task in tasks)
 
 
 def threads_each(n_jobs: int, dask: str | None) -> int:
     """Threads of one of the processes that share this machine's cores; 0 is left to a worker."""
-    return 0 if dask else max(1, (os.cpu_count() or 1) // n_jobs)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return 0 if dask else max(1, (cores or 1) // n_jobs)
 
 
 def limit_threads(threads: int) -> None:
@@ -51,6 +53,15 @@ def limit_threads(threads: int) -> None:
 def everywhere(weights: str) -> str:
     """The CNN's weights as a worker finds them, whose folder may be another."""
     return weights if weights in ("imagenet", "random") else str(Path(weights).absolute())
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[None]:
+    """Say it in a line where one of this machine's processes is killed."""
+    try:
+        yield
+    except BrokenProcessPool as error:
+        raise InputError("a process was killed, perhaps for memory: fewer --n_jobs.") from error
 
 
 @contextlib.contextmanager

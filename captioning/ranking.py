@@ -81,7 +81,7 @@ def log_probabilities(
     for start in range(0, len(order), BLOCK):
         block = order[start : start + BLOCK]
         tree = Tree.of([captions[i] for i in block])
-        photos = max(1, ROWS // max(len(level.open) for level in tree.levels))
+        photos = max(1, ROWS // max(1, *(len(level.open) for level in tree.levels)))
         for first in range(0, len(features), photos):
             batch = finite(features[first : first + photos])
             found[first : first + len(batch), block] = _block(decoder, step, batch, tree)
@@ -124,7 +124,8 @@ def ranks(log_probs: np.ndarray) -> dict[str, np.ndarray]:
 
     "captions": of each photo's own caption among all, (N,); "photos": of each caption's own photo.
     Pairs are ordered by log p(caption | photo) less the log of its mean over the photos: otherwise
-    common captions would come first everywhere. Of equals a rank is the mean.
+    common captions would come first everywhere. Of equals a rank is the mean: a caption that two
+    photos share has no rank 1.
     """
     photos = len(log_probs)
     scores = log_probs - (logsumexp(log_probs, axis=0) - np.log(photos))  # (N, N)

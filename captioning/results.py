@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from captioning.files import InputError, atomic_path, is_file
+from captioning.files import InputError, atomic_path, is_file, one_line
 
 PER_PHOTO = "per_photo.csv"
 TEXT = {"encoding": "utf-8", "newline": ""}
@@ -52,8 +52,12 @@ def read_results(folder: Path) -> tuple[dict[str, str], dict[str, list[str]]]:
     try:
         with path.open(**TEXT) as file:
             for row in csv.DictReader(file, strict=True):
-                captions[row["image"]] = row["caption"]
-                references[row["image"]] = json.loads(row["references"])
+                image_id, lines = row["image"], json.loads(row["references"])
+                if image_id in captions or not isinstance(lines, list) or not all(lines):
+                    raise ValueError(f"image {one_line(image_id)} is there twice, or has no text")
+                captions[image_id], references[image_id] = row["caption"], lines
+        if not captions:
+            raise ValueError("it has no image")
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise InputError(
             f"{path} is not what evaluate.py writes ({error}). Run it again."

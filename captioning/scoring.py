@@ -94,7 +94,9 @@ class Scorer:
         return counts
 
     def _meteor_of(self, sums: np.ndarray) -> np.ndarray:
-        """METEOR of summed counts (…, 23), by its Java process."""
+        """METEOR of summed counts (…, 23), by its Java process; NaN once that has failed."""
+        if self._meteor is None:
+            return np.full(sums.shape[:-1], np.nan)
         rows = sums.reshape(-1, sums.shape[-1]).tolist()
         line = " ||| ".join(["EVAL", *(" ".join(map(repr, row)) for row in rows)])
         process = self._meteor.meteor_p
@@ -104,7 +106,8 @@ class Scorer:
             scores = [float(process.stdout.readline()) for _ in rows]
             process.stdout.readline()  # that of all together
         except METEOR_FAULTS as error:
-            raise InputError(f"METEOR's Java process failed ({error}): run this again.") from error
+            self._give_up_meteor(error)
+            scores = np.full(len(rows), np.nan)
         return np.reshape(scores, sums.shape[:-1])
 
     def _give_up_meteor(self, error: Exception) -> None:

@@ -30,15 +30,19 @@ def difference(first: Measure, second: Measure, seed: int = 0) -> dict:
     """By how much the second system's score is higher on the same N photos.
 
     Returns "difference", its "interval" as above, both systems' scores being resampled together,
-    and "p" of the paired randomization test: of what share of the ways to swap the two systems'
-    captions, photo by photo, the difference is at least as large, either way.
+    and "p" of the paired randomization test: the share of the ways to swap the two systems'
+    captions, photo by photo, by which the difference is at least as large; twice that of the rarer
+    direction. Of a single photo both are None.
     """
     count = len(first.counts)
     both = Measure(np.concatenate([first.counts, second.counts]), first.of)
 
     def gain(mine: np.ndarray, theirs: np.ndarray, axis: int = -1) -> np.ndarray:
-        return score_of(both, theirs) - score_of(both, mine)
+        # Rounded: sums in another order differ in their last digit, and equals would count as less.
+        return np.round(score_of(both, theirs) - score_of(both, mine), 12)
 
+    if count < 2:
+        return {"difference": second.score - first.score, "interval": None, "p": None}
     photos = np.arange(count)
     tested = stats.permutation_test(
         (photos, photos + count),
@@ -60,16 +64,17 @@ def seeds_difference(first: list[float], second: list[float]) -> dict:
     """The same of two systems, each trained with several seeds: of their mean scores.
 
     The chance is that of the seeds. Interval and p are of Welch's t-test, for which the seeds of
-    one system may vary more than the other's.
+    one system may vary more than the other's. Both are None where no seed makes a difference.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # of scores that are all the same
-        tested = stats.ttest_ind(second, first, equal_var=False)
+    if np.ptp(first) == np.ptp(second) == 0:
+        gain = float(second[0] - first[0])
+        return {"difference": gain, "interval": None, "p": None}
+    tested = stats.ttest_ind(second, first, equal_var=False)
     low, high = map(float, tested.confidence_interval(LEVEL))
     return {
         "difference": float(np.mean(second) - np.mean(first)),
-        "interval": [low, high] if np.isfinite([low, high]).all() else None,
-        "p": float(tested.pvalue) if np.isfinite(tested.pvalue) else None,
+        "interval": [low, high],
+        "p": float(tested.pvalue),
     }
 
 

@@ -113,6 +113,9 @@ def test_seeds_are_told_as_seeds(sides, split, tmp_path, no_java):
     cider = json.loads((tmp_path / "out" / "comparison.json").read_text())["scores"]["CIDEr"]
     assert len(cider["A"]) == len(cider["B"]) == 2
     assert "(2 seeds) against B" in done.stdout and f"{bad} and 1 more" in done.stdout
+    assert "the mean over the seeds" in done.stdout
+    twice = compare(tmp_path, bad, worse, "--against", good, good, code=1)
+    assert "named twice on one side" in twice.stderr
     refused = compare(tmp_path, bad, "--against", good, better, code=1)
     assert "name two seeds or more on either side" in refused.stderr
 

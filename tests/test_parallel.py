@@ -139,6 +139,20 @@ def test_photos_are_read_ahead(monkeypatch):
     assert asked == list(range(20)) == sorted(read)
 
 
+def test_one_process_has_one_precision(monkeypatch):
+    """A Dask worker's next task, say: oneDNN reads the mode once."""
+    monkeypatch.setattr(cli, "check_bfloat16", lambda: None)
+    with pytest.raises(InputError, match="was loaded with another --precision: not bfloat16"):
+        cli.load_tensorflow("bfloat16")
+
+
+def test_a_worker_with_another_captioner_refuses(tmp_path):
+    (tmp_path / "m.onnx").write_bytes(b"other")
+    job = caption_photos.Job(("x", "y"), str(tmp_path / "m.onnx"), "", True, 1, 1.0, 1, 0, "0" * 64)
+    with pytest.raises(InputError, match=r"a worker has another .*m\.onnx"):
+        caption_photos.load_captioner(job)
+
+
 def test_bfloat16_where_the_processor_has_none(small, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "CPU_INFO", tmp_path / "cpuinfo")
     (tmp_path / "cpuinfo").write_text("flags: avx2 fma")
@@ -158,7 +172,7 @@ def test_bfloat16_features_are_others_and_nearly_the_same(small, tmp_path):
     first, second = (of_length_1([each["features"]]) for each in (found, exact))
     cosines = (first * second).sum(axis=1)
     assert not np.array_equal(first, second) and cosines.min() > 0.99
-    assert "up to date" in run_here(*command).stderr
+    assert "up to date" in run_script(*command).stderr
     assert "up to date" not in run_here(*preprocess(small / "dataset", tmp_path)).stderr
 
 

@@ -115,8 +115,8 @@ def test_meteor_knows_the_same_from_the_other_and_the_rest_does_without_it():
     whole = scorer.score(CANDIDATES, REFERENCES)
     assert 0 < whole.pop("METEOR") < 1
     scorer._meteor.meteor_p.kill()
-    with pytest.raises(InputError, match="METEOR's Java process failed"):
-        interval(measures["METEOR"])
+    assert interval(measures["METEOR"]) is None
+    assert "failed" in scorer.without_meteor
     assert scorer.score(CANDIDATES, REFERENCES) == whole
     assert "failed" in scorer.without_meteor
 

@@ -121,10 +121,22 @@ def test_seeds_are_compared_as_seeds():
     assert found["difference"] == pytest.approx(gain)
     assert found["p"] == pytest.approx(2 * stats.t(freedom).sf(gain / error))
     same = seeds_difference([0.5, 0.5], [0.5, 0.5])
-    assert same == {"difference": 0, "interval": [0, 0], "p": None}
+    assert same == {"difference": 0, "interval": None, "p": None}
+    assert seeds_difference([0.5, 0.5], [0.6, 0.6])["p"] is None
+
+
+@pytest.mark.parametrize(("photos", "p", "error"), [(1, 1, 0.13), (2, 0.5, 0.11), (4, 0.125, 0.06)])
+def test_p_is_exact_where_few_photos_differ(resamples, photos, p, error):
+    """Of 200: a swap of equals changes nothing, not even the last digit of a sum."""
+    for seed in range(5):
+        first = ciders(200, np.random.default_rng(seed))
+        second = first + np.where(np.arange(200) < photos, 0.1, 0)
+        assert difference(mean_of(first), mean_of(second), seed)["p"] == pytest.approx(p, abs=error)
 
 
 def test_what_cannot_vary_has_no_interval():
+    one = mean_of(np.array([0.3]))
+    assert difference(one, one) == {"difference": 0, "interval": None, "p": None}
     assert interval(mean_of(np.full(50, 0.3))) is None
     assert interval(mean_of(np.array([0.3]))) is None
     assert interval(mean_of(np.array([0.3, 0.5]))) is not None
