@@ -20,20 +20,17 @@ Writes  OUTPUT_DIR/comparison.json, differences.png and photos.png; sentences go
 
 Of seven scores that are tested, one may well reach p < .05 by chance: choose yours beforehand."""
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from captioning import cli
-from captioning.caption_files import BY_NAME, read_rows
-from captioning.captions import MAX_CAPTION_LENGTH, as_written, tokenize
-from captioning.dataset import image_id_of
-from captioning.files import InputError, atomic_path, check_writable, one_line
+from captioning import cli, dataset
+from captioning.captions import as_written
+from captioning.files import InputError, check_writable, one_line
 from captioning.images import images_below
 from captioning.photo_list import coco_id
-from captioning.results import read_results
+from captioning.results import read_results, write_json
 
 PHOTOS = 10  # shown, those on which the two differ most
 CHANCE = 0.05  # the p below which a difference is called one
@@ -61,9 +58,8 @@ def main() -> None:
     add("--output_dir", type=Path, default="comparison", help="where the comparison goes")
     add("--seed", type=cli.seed, default=0, help="of the photos that are drawn again")
     args = parser.parse_args()
-    given = [path.resolve() for path in args.system + args.against]
-    for side in (given[: len(args.system)], given[len(args.system) :]):
-        if len(set(side)) < len(side):
+    for paths in (args.system, args.against):
+        if len({path.resolve() for path in paths}) < len(paths):
             raise InputError("a result is named twice on one side: it is no second seed.")
     sides = [[read_system(path) for path in paths] for paths in (args.system, args.against)]
     if len(args.system) != len(args.against) and 1 in map(len, sides):
@@ -77,10 +73,9 @@ def main() -> None:
     for side in sides:  # all with the photos in one order
         said = ({image_id: system.captions[image_id] for image_id in references} for system in side)
         measured.append([scorer.measure(captions, references) for captions in said])
+    found = compare(measured, args.seed)
     if scorer.without_meteor:
         cli.log(f"note: no METEOR: {scorer.without_meteor}; the other scores stand.")
-    shared = [name for name in measured[0][0] if all(name in m for side in measured for m in side)]
-    found = compare(measured, shared, args.seed)
     names = [label(side) for side in sides]
     print(f"{len(references)} photos: A = {names[0]}, B = {names[1]}")
     for score, each in found.items():
@@ -113,16 +108,10 @@ def read_system(path: Path) -> System:
 
 def read_captions(path: Path) -> dict[str | int, list[str]]:
     """Tokenized captions by image: its file's name, or COCO's number."""
-    faults: list[str] = []
     captions: dict[str | int, list[str]] = {}
-    for row in read_rows(path, BY_NAME, faults):
-        key = int(row.image) if row.image.isdecimal() else coco_id(image_id_of(row.image))
-        caption = " ".join(tokenize(row.caption[:MAX_CAPTION_LENGTH]))
-        if not caption:
-            faults.append(f"{row.where}: it has no word. Write a caption.")
-        captions.setdefault(key, []).append(caption)
-    if faults or not captions:
-        raise InputError("\n".join(faults[:5]) or f"{path} has no captions.")
+    for image_id, lines in dataset.read_captions(path, with_splits=False)[0].items():
+        key = int(image_id) if image_id.isdecimal() else coco_id(image_id)
+        captions.setdefault(key, []).extend(lines)
     return captions
 
 
@@ -159,20 +148,25 @@ def check_same(names: str, first: dict, second: dict) -> None:
         )
 
 
-def compare(measured: list[list[dict]], scores: list[str], seed: int) -> dict[str, dict]:
-    """For each score what `significance` finds, and both sides' scores, one for each seed."""
-    from captioning.significance import difference, interval, seeds_difference
+def compare(measured: list[list[dict]], seed: int) -> dict[str, dict]:
+    """For each score what `significance` finds, and both sides' scores, one for each seed.
+
+    METEOR is left out where its process has failed, before or meanwhile.
+    """
+    from captioning.significance import difference, seeds_difference
 
     found = {}
-    for name in scores:
+    for name in measured[0][0]:
+        if not all(name in measures for side in measured for measures in side):
+            continue
         first, second = ([each[name] for each in side] for side in measured)
         values = [[measure.score for measure in side] for side in (first, second)]
         if len(first) == len(second) == 1:
             each = difference(first[0], second[0], seed)
-            each["intervals"] = [interval(side[0], seed) for side in (first, second)]
         else:
             each = seeds_difference(*values)
-        found[name] = {"A": values[0], "B": values[1]} | each
+        if np.isfinite(each["difference"]):
+            found[name] = {"A": values[0], "B": values[1]} | each
     return found
 
 
@@ -226,8 +220,7 @@ def write(folder: Path, names: list[str], found: dict, photos: list[dict]) -> No
     """Write comparison.json."""
     content = {"A": names[0], "B": names[1], "scores": found, "photos": photos}
     target = folder / "comparison.json"
-    with atomic_path(target) as path:
-        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(target, content)
     print(f"\nwrote {target}")
 
 

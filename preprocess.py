@@ -76,7 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     why = (
         "bfloat16 makes VGG16 1.8 times as fast, EfficientNet-Lite 1.1, on processors that have it "
     )
-    why += "(AMX, AVX-512 BF16); features differ by a few thousandths, captions hardly"
+    why += "(AMX, AVX-512 BF16); features differ a little (docs/preprocessing.md)"
     add("--precision", choices=cli.PRECISIONS, default=cli.PRECISIONS[0], help=why)
     why = "words seen less often in training become <unk>: too rare to learn"
     add("--min_word_count", type=positive, default=3, metavar="N", help=why)

@@ -56,10 +56,10 @@ def score_rows(
 
 def with_intervals(measures: dict[str, Measure], seed: int) -> dict:
     """Scores by name, and in "intervals" how far each may be chance, as [low, high] or None."""
-    intervals = {name: interval(measure, seed) for name, measure in measures.items()}
     scores = {name: measure.score for name, measure in measures.items()}
-    known = {name: score for name, score in scores.items() if score == score}
-    return known | {"intervals": {name: intervals[name] for name in known}}
+    known = [name for name, score in scores.items() if np.isfinite(score)]  # METEOR may have failed
+    intervals = {name: interval(measures[name], seed) for name in known}
+    return {name: scores[name] for name in known} | {"intervals": intervals}
 
 
 def notes(images: int, several: int, without_meteor: str) -> list[str]:

@@ -84,16 +84,18 @@ def _caption_batch(
     captioner, photos: list[Path], loaded: list[Future], job: Job
 ) -> list[Captioned]:
     """Of photos that are being loaded."""
-    loaded = [future.result() for future in loaded]  # pixels (S, S, 3), and an error, each
-    readable = [pixels for pixels, error in loaded if not error]
-    beams = iter(())
+    found, readable = [], {}
+    for place, (photo, future) in enumerate(zip(photos, loaded, strict=True)):
+        pixels, error = future.result()
+        found.append(Captioned(photo, [], error))
+        if not error:
+            readable[place] = pixels
     if readable:
-        pixels = np.stack(readable)  # (B, S, S, 3)
-        beams = iter(captioner.decode_photos(pixels, job.beam_size, job.length_penalty))
-    each = zip(photos, loaded, strict=True)
-    return [
-        Captioned(p, [], error) if error else Captioned(p, next(beams)) for p, (_, error) in each
-    ]
+        pixels = np.stack([*readable.values()])  # (B, S, S, 3)
+        beams = captioner.decode_photos(pixels, job.beam_size, job.length_penalty)
+        for place, beam in zip(readable, beams, strict=True):
+            found[place] = Captioned(photos[place], beam)
+    return found
 
 
 def caption_in_parallel(

@@ -12,7 +12,6 @@ from collections import defaultdict
 import numpy as np
 from PIL import Image
 
-from captioning.cli import PRECISIONS
 from captioning.files import InputError, is_file, one_line
 from captioning.lite import LITES, build_lite, scale_lite
 
@@ -57,13 +56,13 @@ class Encoder:
         weights: str = "imagenet",
         kind: str = "pooled",
         photo_size: int = 0,
-        precision: str = PRECISIONS[0],
+        precision: str = "float32",
     ):
         """Build one of `ENCODERS`; raises InputError if its weights cannot be loaded or used.
 
         `precision` is the one with which TensorFlow was loaded, for the record. Photos are reduced
-        to a side of `photo_size` pixels before anything else; 0 is the size that
-        the network sees. A captioner that was trained on smaller photos must not see larger ones.
+        to a side of `photo_size` pixels before anything else; 0 is the size that the network sees.
+        A captioner that was trained on smaller photos must not see larger ones.
         """
         import keras
         import tensorflow as tf

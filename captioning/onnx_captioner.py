@@ -28,6 +28,7 @@ from captioning.config import LIMITS, CaptionerConfig
 from captioning.encoders import enlarge
 from captioning.files import InputError, is_file, one_line
 from captioning.neighbours import TYPES, Neighbours
+from captioning.parallel import cores
 
 FORMAT_VERSION = 1  # of inputs, outputs and metadata
 # Of models/flickr8k_captioner.onnx: whoever replaces it writes its new one here.
@@ -195,9 +196,8 @@ def open_session(content: bytes, **settings):
     # The content says what it is: else it could be read in ONNX Runtime's own format as well.
     options.add_session_config_entry("session.load_model_format", "ONNX")
     # Those that this process may use; left to itself, it would bind threads to any core.
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     for name, value in (
-        {"log_severity_level": SILENT, "intra_op_num_threads": count} | settings
+        {"log_severity_level": SILENT, "intra_op_num_threads": cores()} | settings
     ).items():
         setattr(options, name, value)
     providers = ["CPUExecutionProvider"]

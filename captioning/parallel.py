@@ -36,10 +36,15 @@ def run_tasks(
         yield from parallel(joblib.delayed(function)(*task) for task in tasks)
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    known = hasattr(os, "sched_getaffinity")
+    return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
+
+
 def threads_each(n_jobs: int, dask: str | None) -> int:
     """Threads of one of the processes that share this machine's cores; 0 is left to a worker."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return 0 if dask else max(1, (cores or 1) // n_jobs)
+    return 0 if dask else max(1, cores() // n_jobs)
 
 
 def limit_threads(threads: int) -> None:

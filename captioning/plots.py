@@ -101,7 +101,9 @@ def draw_coverage(confidence: np.ndarray, cider: np.ndarray, target: Path) -> No
     _save(figure, target)
 
 
-def draw_differences(found: dict[str, dict], gains: np.ndarray, names: list[str], target: Path):
+def draw_differences(
+    found: dict[str, dict], gains: np.ndarray, names: list[str], target: Path
+) -> None:
     """Draw by how much the second system's scores are higher, and its captions' CIDEr, (N,).
 
     `found` has a "difference" and its "interval" by the score's name; `names` are the systems'.

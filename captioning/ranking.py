@@ -74,7 +74,7 @@ def log_probabilities(
     first words count. Raises InputError if a feature is NaN or infinite.
     """
     longest = decoder.config.max_length
-    captions = [ids[: longest + (2 if len(ids) <= longest + 2 else 1)] for ids in captions]
+    captions = [ids if len(ids) <= longest + 2 else ids[: longest + 1] for ids in captions]
     found = np.zeros((len(features), len(captions)), np.float32)
     step = tf.function(_advance, reduce_retracing=True)
     order = sorted(range(len(captions)), key=captions.__getitem__)  # so that beginnings meet

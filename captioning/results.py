@@ -12,6 +12,12 @@ PER_PHOTO = "per_photo.csv"
 TEXT = {"encoding": "utf-8", "newline": ""}
 
 
+def write_json(target: Path, content) -> None:
+    """Write a file that people read as well as programs."""
+    with atomic_path(target) as path:
+        path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
 def write_results(
     folder: Path,
     said: dict,
@@ -24,9 +30,8 @@ def write_results(
     `said` has the `Caption` of each of N images by its id; `each` scores of theirs by name, (N,).
     """
     captions = [{"image_id": i, "caption": caption.text} for i, caption in said.items()]
-    for name, content in (("captions.json", captions), ("scores.json", results)):
-        with atomic_path(folder / name) as path:
-            path.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8")
+    write_json(folder / "captions.json", captions)
+    write_json(folder / "scores.json", results)
     with atomic_path(folder / PER_PHOTO) as path, path.open("w", **TEXT) as file:
         columns = ("image", "caption", "log_probability", "confidence", *each, "references")
         table = csv.DictWriter(file, columns)

@@ -78,13 +78,6 @@ class Scorer:
                 self._give_up_meteor(error)
         return found
 
-    def score(
-        self, candidates: dict[str, str], references: dict[str, list[str]]
-    ) -> dict[str, float]:
-        """The same as bare numbers, by name."""
-        found = self.measure(candidates, references)
-        return {name: measure.score for name, measure in found.items()}
-
     def _meteor_counts(self, candidates: dict[str, str], truth: dict[str, list[str]]):
         """What METEOR counts of each caption, (N, 23); their sum is the corpus'."""
         lines = [self._meteor._stat(candidates[i], truth[i]).split() for i in candidates]

@@ -12,7 +12,7 @@ from scipy import stats
 from captioning.scoring import Measure
 
 LEVEL = 0.95  # of all intervals
-RESAMPLES = 9999  # more move an interval's ends by less than a hundredth of its width
+RESAMPLES = 9999  # another seed moves an interval's ends by a hundredth of its width
 BATCH = 100  # resamples at once, so that memory stays bounded
 
 

@@ -10,7 +10,16 @@ import time
 import joblib
 import numpy as np
 import pytest
-from helpers import EXAMPLES, ROOT, of_length_1, photographing, run_here, run_script, untrained
+from helpers import (
+    EXAMPLES,
+    PATIENCE,
+    ROOT,
+    of_length_1,
+    photographing,
+    run_here,
+    run_script,
+    untrained,
+)
 
 from captioning import caption_photos, cli, parallel
 from captioning.cli import INCLUDED
@@ -135,6 +144,11 @@ def test_photos_are_read_ahead(monkeypatch):
     captioner = photographing(untrained())
     for photo in caption_photos.caption_photos(captioner, list(range(20)), job):
         asked.append(photo)
+        if len(asked) == 1:  # the first batch is done, and the next ones are being read
+            until = time.monotonic() + PATIENCE
+            while len(read) < 2 * (caption_photos.AHEAD + 1) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert len(read) == 2 * (caption_photos.AHEAD + 1)
         assert len(read) <= len(asked) + 2 * (caption_photos.AHEAD + 1)
     assert asked == list(range(20)) == sorted(read)
 
