@@ -102,6 +102,7 @@ def test_coco_s_numbers_are_its_names(tmp_path, no_java):
     assert {photo["image"] for photo in photos} == {7, 9}
 
 
+@pytest.mark.long
 def test_seeds_are_told_as_seeds(sides, split, tmp_path, no_java):
     bad, good = sides
     said, references = read_results(good)

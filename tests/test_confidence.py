@@ -115,6 +115,7 @@ def test_calibrate_reports_on_the_half_that_it_has_not_seen(calibrated):
     assert "confidence and CIDEr of 36 photos" in told
 
 
+@pytest.mark.long
 def test_a_caption_s_confidence_is_written_and_bounds_what_is_written(
     calibrated, demo, monkeypatch
 ):

@@ -174,6 +174,7 @@ def photos(small, tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.long
 def test_after_a_full_disk_comes_the_rest_and_the_finished_file_stays(generate, photos, tmp_path):
     path = tmp_path / "new" / "file"
     with files_up_to(600):

@@ -203,6 +203,7 @@ def test_photos_keep_their_features_when_folders_are_renamed(dataset, monkeypatc
     assert "up to date: the 12 images" in preprocess(dataset).stderr
 
 
+@pytest.mark.long
 def test_what_could_not_be_read_is_named_and_tried_again(dataset, monkeypatch):
     broken = dataset / "Images" / "scene_0005.jpg"
     content = broken.read_bytes()

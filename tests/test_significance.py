@@ -82,6 +82,7 @@ def test_pairs_tell_more_than_two_intervals(resamples):
     assert difference(mean_of(first), mean_of(first))["p"] == 1
 
 
+@pytest.mark.long
 def test_sacrebleu_finds_the_same(resamples, small):
     """Its bootstrap of BLEU, and its paired tests, on captions: what ours do by SciPy."""
     import joblib
