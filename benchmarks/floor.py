@@ -1,4 +1,6 @@
-"""The arithmetic of an epoch and nothing else: python benchmarks/floor.py train FOLDER
+"""The arithmetic of an epoch and nothing else: python benchmarks/floor.py TASK FOLDER
+
+TASK is train or updown, of which a share is measured, as by ours.py.
 
 Every product of a training step as one plain `numpy.matmul` (here: OpenBLAS on all cores) into
 memory that is there already: forwards, and backwards for inputs and weights, with the widths of
@@ -11,24 +13,42 @@ import time
 import numpy as np
 import workload
 
-B, U, E = workload.BATCH_SIZE, workload.UNITS, workload.EMBEDDING_SIZE
+B, E = workload.BATCH_SIZE, workload.EMBEDDING_SIZE
 V, F = workload.VOCABULARY_SIZE, workload.FEATURE_SIZE
 
 
-def products(width: int) -> list[tuple[int, int, int]]:
-    """The (m, k) × (k, n) products of a step on captions of `width` tokens."""
-    rows = B * width
-    shapes = [(B, F, U), (F, B, U)]  # the image: its features need no gradient
-    for inputs, outputs in ((E, 4 * U), (U, U), (U, V)):  # LSTM's inputs, merged, logits
-        shapes += [(rows, inputs, outputs), (inputs, rows, outputs), (rows, outputs, inputs)]
-    shapes += [(U, rows, 4 * U)]  # the gradient of the recurrent kernel
-    shapes += [(B, U, 4 * U), (B, 4 * U, U)] * width  # what needs the step before
-    return shapes
+def layer(rows: int, inputs: int, outputs: int) -> list[tuple[int, int, int]]:
+    """A Dense layer's (m, k) × (k, n) products: forwards, the kernel's gradient, the inputs'."""
+    return [(rows, inputs, outputs), (inputs, rows, outputs), (rows, outputs, inputs)]
 
 
-def main() -> None:
+def recurrent(width: int, inputs: int, outputs: int) -> list[tuple[int, int, int]]:
+    """Those of what needs the step before; the kernel's gradient is taken for all at once."""
+    return [(B, inputs, outputs), (B, outputs, inputs)] * width + [(inputs, B * width, outputs)]
+
+
+def merge(width: int) -> list[tuple[int, int, int]]:
+    """The products of a step of the merge network on captions of `width` tokens."""
+    rows, units = B * width, workload.UNITS
+    shapes = layer(B, F, units)[:2]  # the image: its features need no gradient
+    shapes += layer(rows, E, 4 * units) + recurrent(width, units, 4 * units)  # the LSTM
+    return shapes + layer(rows, units, units) + layer(rows, units, V)
+
+
+def updown(width: int) -> list[tuple[int, int, int]]:
+    """Those of Up-Down's; its attention has none but for keys and queries."""
+    rows, units = B * width, workload.UPDOWN["units"]
+    cells, size, keys = B * workload.CELLS, workload.CELL_SIZE, units // 2
+    shapes = layer(cells, size, units)[:2] + layer(B, size, units)[:2] + layer(cells, units, keys)
+    shapes += layer(B, units, 4 * units) + layer(rows, E, 4 * units)  # the first LSTM's gates
+    shapes += recurrent(width, 2 * units, 4 * units) + recurrent(width, units, keys)
+    return shapes + recurrent(width, 3 * units, 4 * units) + layer(rows, units, V)
+
+
+def main(task: str) -> None:
     """One epoch's products, after a first batch."""
-    lengths = sorted(len(line.split()) + 1 for _, line in workload.captions())  # with <start>
+    products, share = {"train": (merge, 1), "updown": (updown, workload.UPDOWN_SHARE)}[task]
+    lengths = sorted(len(line.split()) + 1 for _, line in workload.captions(share))  # with <start>
     widths = [max(lengths[start : start + B]) for start in range(0, len(lengths), B)]
     arrays, results = {}, {}
     for width in set(widths):
@@ -42,9 +62,8 @@ def main() -> None:
             np.matmul(arrays[m, k], arrays[k, n], out=results[m, n])
             operations += 2 * m * k * n
     seconds = time.perf_counter() - start
-    workload.report(seconds=seconds, gflops=operations / seconds / 1e9)
+    workload.report(seconds=seconds / share, gflops=operations / seconds / 1e9)
 
 
 if __name__ == "__main__":
-    assert sys.argv[1] == "train", __doc__
-    main()
+    main(sys.argv[1])

@@ -78,7 +78,10 @@ def training(folder: Path, torch_python: str | None) -> tuple[list, dict]:
 
 def updown(folder: Path, torch_python: str | None) -> tuple[list, dict]:
     """An epoch of Up-Down, likewise."""
-    contestants = {"ours": ("ours", "updown", folder)}
+    contestants = {
+        "ours": ("ours", "updown", folder),
+        "its matrix products alone (NumPy)": ("floor", "updown", folder),
+    }
     if torch_python:
         contestants["PyTorch"] = ("torch_packed", "updown", folder, torch_python)
     compared = compare(measure, contestants, base=0, turns=TURNS)
@@ -86,7 +89,8 @@ def updown(folder: Path, torch_python: str | None) -> tuple[list, dict]:
         (f"training Up-Down, {what} (a tenth, scaled)", f"{seconds:,.1f} s per epoch", ratio, peak)
         for what, seconds, ratio, peak in compared
     ]
-    return rows, {"updown_vs_torch": compared[1][2]} if torch_python else {}
+    ratios = zip(("floor", "torch"), compared[1:], strict=False)  # torch may be absent
+    return rows, {f"updown_vs_{name}": ratio for name, (_, _, ratio, _) in ratios}
 
 
 def captioning(folder: Path) -> tuple[list, dict]:

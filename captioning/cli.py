@@ -29,7 +29,9 @@ PRECISIONS = ("float32", "bfloat16")
 ONEDNN_MODE = "TF_SET_ONEDNN_FPMATH_MODE"  # the environment's name for it
 CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # on others oneDNN computes in float32
-M_ARENA_MAX = -8  # of glibc's malloc.h
+# Of glibc's malloc.h. One heap, from which all buffers come and which is never given back: a
+# training step's would be, after each, and the system would clear their pages before the next.
+MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
 
@@ -205,11 +207,11 @@ def load_tensorflow(precision: str = PRECISIONS[0]) -> None:
     and convolutions, and adds up in float32. Raises InputError where the processor has none.
 
     TensorFlow's start-up notes, which no setting of its own silences, show if the import fails. On
-    Linux all threads take memory from one heap: of heaps of their own, glibc would give the buffers
-    of a training step back to the system after each, a fifth of an Up-Down step's time.
+    Linux freed memory is kept for the next buffers (`MALLOC`), a fifth of an Up-Down step's time.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
-        ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
+        for option, value in MALLOC.values():
+            ctypes.CDLL(None).mallopt(option, value)
     mode = None
     if precision == "bfloat16":
         check_bfloat16()
