@@ -8,8 +8,9 @@
   python generate_caption.py --image_path photos/ --min_confidence 0.4   # those that are sure
 
 Captions are written batch by batch; those for --output wait in FILE.partial until all are done. A
-stopped run loses one batch at most; the same command with --resume continues. A file that is not a
-readable image is named and skipped; the exit code is 0 unless no image could be captioned."""
+stopped run loses a few batches, with --n_jobs a few hundred photos; the same command with --resume
+continues. A file that is not a readable image is named and skipped; the exit code is 0 unless no
+image could be captioned."""
 
 import argparse
 import errno

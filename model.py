@@ -136,6 +136,10 @@ class Captioner(BaseCaptioner):
     neighbours: Neighbours | None = None  # by which a beam is put into another order
     calibration: Calibration | None = None  # from which captions have their confidence
 
+    def __post_init__(self):
+        # Its scalars are tensors, so that another value of them is no new trace.
+        self._compiled_search = tf.function(self.search_tensors, reduce_retracing=True)
+
     def save(self, path: str | Path, half: bool = False) -> None:
         """Write one .h5, all that captioning needs but the encoder's weights; `half` as float16."""
         words, config, network = self.vocabulary.words, asdict(self.config), self.decoder.network
@@ -257,11 +261,6 @@ class Captioner(BaseCaptioner):
         size, penalty = tf.constant(beam_size), tf.constant(length_penalty, tf.float32)
         found = self._compiled_search(features, size, penalty)
         return Beams(*(None if each is None else each.numpy() for each in found))
-
-    @functools.cached_property
-    def _compiled_search(self):
-        """Its scalars are tensors, so that another value of them is no new trace."""
-        return tf.function(self.search_tensors, reduce_retracing=True)
 
     def search_tensors(self, features, beam_size, length_penalty) -> Beams:
         """The same of tensors, to tensors: features (B, …) and two scalars; export.py traces it."""

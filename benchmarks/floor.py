@@ -4,7 +4,7 @@ TASK is train or updown, of which a share is measured, as by ours.py.
 
 Every product of a training step as one plain `numpy.matmul` (here: OpenBLAS on all cores) into
 memory that is there already: forwards, and backwards for inputs and weights, with the widths of
-the bucketed batches. No activation, loss, optimiser or data.
+the bucketed batches, less their padding. No activation, loss, optimiser or data.
 """
 
 import sys
@@ -36,7 +36,7 @@ def merge(width: int) -> list[tuple[int, int, int]]:
 
 
 def updown(width: int) -> list[tuple[int, int, int]]:
-    """Those of Up-Down's; its attention has none but for keys and queries."""
+    """Those of Up-Down's, but for the attention's small ones: its scores and weighted sums."""
     rows, units = B * width, workload.UPDOWN["units"]
     cells, size, keys = B * workload.CELLS, workload.CELL_SIZE, units // 2
     shapes = layer(cells, size, units)[:2] + layer(B, size, units)[:2] + layer(cells, units, keys)
@@ -46,7 +46,7 @@ def updown(width: int) -> list[tuple[int, int, int]]:
 
 
 def main(task: str) -> None:
-    """One epoch's products, after a first batch."""
+    """One epoch's products."""
     products, share = {"train": (merge, 1), "updown": (updown, workload.UPDOWN_SHARE)}[task]
     lengths = sorted(len(line.split()) + 1 for _, line in workload.captions(share))  # with <start>
     widths = [max(lengths[start : start + B]) for start in range(0, len(lengths), B)]
@@ -55,7 +55,7 @@ def main(task: str) -> None:
         for m, k, n in products(width):
             for shape in ((m, k), (k, n)):
                 arrays.setdefault(shape, np.random.default_rng(0).random(shape, np.float32))
-            results.setdefault((m, n), np.empty((m, n), np.float32))
+            results.setdefault((m, n), np.ones((m, n), np.float32))
     operations, start = 0, time.perf_counter()
     for width in widths:
         for m, k, n in products(width):

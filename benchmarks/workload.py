@@ -82,7 +82,7 @@ def drawn(path: Path, shape: tuple[int, ...], dtype) -> np.ndarray:
 
 
 def photos(folder: Path) -> list[Path]:
-    """PHOTOS JPEG files of 224 × 224 with a photo's share of detail (about 15 kB each)."""
+    """PHOTOS JPEG files of 224 × 224 with a photo's share of detail (about 20 kB each)."""
     paths = [folder / "photos" / f"{i:04d}.jpg" for i in range(PHOTOS)]
     paths[0].parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(2)

@@ -81,7 +81,8 @@ class Recorder(keras.callbacks.Callback):
         self.bar = cli.progress(self.batches, "batch", title, leave=False)
 
     def on_train_batch_end(self, batch, logs=None):
-        self.bar.update(batch + 1 - self.bar.n)  # it comes after a few: `training.AT_ONCE`
+        # After every few batches (`training.AT_ONCE`); the last ones count as a full call's.
+        self.bar.update(min(batch + 1, self.batches) - self.bar.n)
 
     def on_epoch_end(self, epoch, logs=None):
         """Write the model when it is the best, the history, and then the checkpoint."""

@@ -68,16 +68,22 @@ def caption_photos(captioner, photos: list[Path], job: Job) -> Iterator[Captione
     idle, while the CNN is busy with the other. ONNX Runtime is slower so.
     """
     together = 2 if job.captioner[0] == "model" else 1
+    if together == 2:
+        _ = captioner.encoder  # made here: two threads would both make one
     load = functools.partial(try_load_image, size=captioner.config.photo_size)
     batches = (photos[i : i + job.batch_size] for i in range(0, len(photos), job.batch_size))
     with ThreadPoolExecutor() as readers, ThreadPoolExecutor(together) as workers:
         begun: deque = deque()  # of batches that are read, or captioned
-        for batch in itertools.chain(batches, [None] * (together + AHEAD)):
-            if batch:
-                loaded = [readers.submit(load, photo) for photo in batch]
-                begun.append(workers.submit(_caption_batch, captioner, batch, loaded, job))
-            if begun and (not batch or len(begun) >= together + AHEAD):
-                yield from begun.popleft().result()
+        try:
+            for batch in itertools.chain(batches, [None] * (together + AHEAD)):
+                if batch:
+                    loaded = [readers.submit(load, photo) for photo in batch]
+                    begun.append(workers.submit(_caption_batch, captioner, batch, loaded, job))
+                if begun and (not batch or len(begun) >= together + AHEAD):
+                    yield from begun.popleft().result()
+        finally:
+            for pool in (workers, readers):  # of a run that is stopped, no more is begun
+                pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _caption_batch(

@@ -31,7 +31,7 @@ CPU_INFO = Path("/proc/cpuinfo")
 BFLOAT16_FLAGS = {"amx_bf16", "avx512_bf16"}  # on others oneDNN computes in float32
 # Of glibc's malloc.h. One heap, from which all buffers come and which is never given back: a
 # training step's would be, after each, and the system would clear their pages before the next.
-MALLOC = {"M_ARENA_MAX": (-8, 1), "M_MMAP_MAX": (-4, 0), "M_TRIM_THRESHOLD": (-1, 2**31 - 1)}
+MALLOC = ((-8, 1), (-4, 0), (-1, -1))  # M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD (-1: never)
 DONE, FAILED, INTERRUPTED = 0, 1, 130  # exit codes; argparse itself ends wrong use with 2
 
 
@@ -207,10 +207,10 @@ def load_tensorflow(precision: str = PRECISIONS[0]) -> None:
     and convolutions, and adds up in float32. Raises InputError where the processor has none.
 
     TensorFlow's start-up notes, which no setting of its own silences, show if the import fails. On
-    Linux freed memory is kept for the next buffers (`MALLOC`), a fifth of an Up-Down step's time.
+    Linux freed memory is kept for the next buffers (`MALLOC`), a part of a training step's time.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
-        for option, value in MALLOC.values():
+        for option, value in MALLOC:
             ctypes.CDLL(None).mallopt(option, value)
     mode = None
     if precision == "bfloat16":
@@ -218,7 +218,10 @@ def load_tensorflow(precision: str = PRECISIONS[0]) -> None:
         mode = "BF16"
     if "tensorflow" in sys.modules and os.environ.get(ONEDNN_MODE) != mode:
         # A worker's earlier task, say: the mode is read once, at the first product.
-        raise InputError(f"TensorFlow was loaded with another --precision: not {precision} as well")
+        raise InputError(
+            f"TensorFlow was loaded with another --precision: not {precision} as well. "
+            "Restart the program, or the Dask workers."
+        )
     os.environ.pop(ONEDNN_MODE, None)
     if mode:
         os.environ[ONEDNN_MODE] = mode

@@ -81,8 +81,8 @@ class OutputFile:
     """A file of captions, which appears when all is done.
 
     Until then they are in FILE.partial, in one form whatever the format: a line of settings, then a
-    JSON object for each photo. A stopped run loses one batch at most; the last line of a killed one
-    may be torn, and is dropped.
+    JSON object for each photo. A stopped run loses a few batches, by several processes a few
+    hundred photos; the last line of a killed one may be torn, and is dropped.
     """
 
     def __init__(self, path: Path, form: str, num_captions: int, settings: dict, replace: str = ""):

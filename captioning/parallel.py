@@ -87,9 +87,10 @@ def _cluster(address: str) -> Iterator[None]:
         start = f"PYTHONPATH={ROOT} dask worker {address} --nthreads 1"
         try:
             client.wait_for_workers(1, timeout=CONNECTION_TIMEOUT)
-            yield
         except TimeoutError as error:
             raise InputError(f"the scheduler has no worker. Start one or more: {start}") from error
+        try:
+            yield
         except ModuleNotFoundError as error:
             raise InputError(f"a worker fails ({error}). Start it so: {start}") from error
         except distributed.KilledWorker as error:

@@ -12,7 +12,7 @@ from captioning.callbacks import Recorder
 from captioning.decoder import Decoder
 
 EXAMPLES = 3  # dev images whose captions are shown after each epoch
-AT_ONCE = 5  # batches from one call of Python to the next, a thirtieth faster than 1
+AT_ONCE = 5  # batches that Keras runs in one call of TensorFlow
 # The sum over all tokens, in nats, each times its weight.
 CROSS_ENTROPY = keras.losses.SparseCategoricalCrossentropy(from_logits=True, reduction="sum")
 

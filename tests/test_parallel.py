@@ -139,7 +139,11 @@ def test_photos_are_read_ahead(monkeypatch):
     """While a batch is captioned the next ones are read, but not all."""
     read, asked = [], []
     monkeypatch.setattr(caption_photos, "try_load_image", lambda p, size: (read.append(p), "x"))
-    monkeypatch.setattr(caption_photos, "_caption_batch", lambda c, batch, *_: batch)
+
+    def caption(captioner, batch, loaded, job):
+        return [future.result() and photo for photo, future in zip(batch, loaded, strict=True)]
+
+    monkeypatch.setattr(caption_photos, "_caption_batch", caption)
     job = caption_photos.Job(("", ""), "", "", True, 1, 1.0, batch_size=2)
     captioner = photographing(untrained())
     for photo in caption_photos.caption_photos(captioner, list(range(20)), job):
@@ -151,6 +155,23 @@ def test_photos_are_read_ahead(monkeypatch):
             assert len(read) == 2 * (caption_photos.AHEAD + 1)
         assert len(read) <= len(asked) + 2 * (caption_photos.AHEAD + 1)
     assert asked == list(range(20)) == sorted(read)
+
+
+def test_of_a_run_that_is_stopped_no_more_is_begun(monkeypatch):
+    begun = []
+
+    def caption(captioner, batch, loaded, job):
+        begun.append(batch)
+        time.sleep(0.3)
+        return batch
+
+    monkeypatch.setattr(caption_photos, "try_load_image", lambda p, size: (p, ""))
+    monkeypatch.setattr(caption_photos, "_caption_batch", caption)
+    job = caption_photos.Job(("", ""), "", "", True, 1, 1.0, batch_size=2)
+    captions = caption_photos.caption_photos(photographing(untrained()), list(range(20)), job)
+    assert next(captions) == 0
+    captions.close()
+    assert begun == [[0, 1], [2, 3]]  # the second batch was in work
 
 
 def test_one_process_has_one_precision(monkeypatch):

@@ -173,3 +173,13 @@ def test_a_training_that_diverges_ends_in_one_error(small, tmp_path):
         error = done.stderr.splitlines()[-1]
         assert error.startswith("error: the loss is no longer a number: lower")
     assert not path.exists()
+
+
+def test_the_bar_ends_at_the_number_of_batches(tmp_path):
+    recorder = Recorder(None, options(tmp_path / "m.h5"), 7)
+    recorder.on_epoch_begin(0)
+    shown = []
+    for batch in (4, 9):  # as Keras numbers them, five in a call
+        recorder.on_train_batch_end(batch)
+        shown.append(recorder.bar.n)
+    assert shown == [5, 7]
