@@ -23,8 +23,10 @@ import workload  # from which on the repository can be imported
 from captioning.captions import SPECIAL_TOKENS
 
 ROOT = Path(__file__).resolve().parent.parent
+TIMES = (1, 4, 16)
 CAPTIONED = 5 / 32  # of the photos: 20,000 of 16 times Flickr8k
-TRAINED = 0.8 * 5  # captions: the random split has 80 % for training
+# What a script works on, for each photo; the random split has 80 % of the captions for training.
+ITEMS = {"preprocess.py": 1, "train.py": 0.8 * 5, "generate_caption.py": CAPTIONED}
 WORDS = 12  # a caption
 
 
@@ -33,10 +35,8 @@ def draw(folder: Path, count: int, photos: list[Path]) -> None:
     some = int(CAPTIONED * count)
     for part in ("Images", "some"):
         (folder / part).mkdir(parents=True)
-    random, words = (
-        np.random.default_rng(0),
-        np.array(workload.vocabulary().words[len(SPECIAL_TOKENS) :]),
-    )
+    random = np.random.default_rng(0)
+    words = np.array(workload.vocabulary().words[len(SPECIAL_TOKENS) :])
     shares = 1 / np.arange(1, len(words) + 1)
     pictures = [path.read_bytes() for path in photos]
     with (folder / "captions.txt").open("w") as file:
@@ -50,7 +50,7 @@ def draw(folder: Path, count: int, photos: list[Path]) -> None:
                 file.write(f"{name},{' '.join(line)}\n")
 
 
-def measure(log: Path, script: str, *options) -> tuple[float, int, int]:
+def measure(log: Path, script: str, options: list[str]) -> tuple[float, int, int]:
     """Run a script of the repository: seconds, peak of resident and of own memory (MB)."""
     start, peaks = time.perf_counter(), {"VmHWM": 0, "RssAnon": 0}
     with log.open("w") as file:
@@ -71,43 +71,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--work_dir", type=Path, default=Path(__file__).parent / "scratch")
     parser.add_argument("--photos", type=int, default=8000, help="those of 1 ×")
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 4, 16])
     args = parser.parse_args()
-    drawn = workload.photos(args.work_dir.resolve())
-    print(
-        "| data | script | items | time | an item | resident | own |\n|---|---|---|---|---|---|---|"
-    )
-    for times in args.times:
-        folder, count = args.work_dir.resolve() / "growth", times * args.photos
+    drawn, folder = workload.photos(args.work_dir.resolve()), args.work_dir.resolve() / "growth"
+    data, model, some = folder / "data", folder / "caption_model.h5", folder / "some"
+    options = {
+        "preprocess.py": f"--dataset_dir {folder} --output_dir {data} --encoder efficientnet_lite0",
+        "train.py": f"--data_dir {data} --model_path {model} --epochs 1",
+        "generate_caption.py": f"--image_path {some} --model_path {model} --output {some}.tsv",
+    }
+    columns = ("data", "script", "items", "time", "an item", "resident", "own")
+    print("|", " | ".join(columns), "|\n" + len(columns) * "|---" + "|")
+    for times in TIMES:
+        count = times * args.photos
         shutil.rmtree(folder, ignore_errors=True)
         draw(folder, count, drawn)
-        data, model = folder / "data", folder / "caption_model.h5"
-        some, by, to = (
-            folder / "some",
-            ("--model_path", model),
-            ("--output", folder / "captions.tsv"),
-        )
-        encoder = ("--encoder", "efficientnet_lite0")
-        runs = {
-            "preprocess.py": (count, "--dataset_dir", folder, "--output_dir", data, *encoder),
-            "train.py": (
-                int(TRAINED * count),
-                "--data_dir",
-                data,
-                "--model_path",
-                model,
-                "--epochs",
-                "1",
-            ),
-            "generate_caption.py": (int(CAPTIONED * count), "--image_path", some, *by, *to),
-        }
-        for script, (items, *options) in runs.items():
-            seconds, resident, own = measure(folder / "log", script, *options)
-            figures = f"{items:,} | {seconds:,.0f} s | {1000 * seconds / items:.2f} ms"
-            print(
-                f"| {times} × | {script} | {figures} | {resident:,} MB | {own:,} MB |", flush=True
-            )
-        shutil.rmtree(folder)
+        for script, share in ITEMS.items():
+            items = int(share * count)
+            seconds, resident, own = measure(folder / "log", script, options[script].split())
+            each = f"{items:,} | {seconds:,.0f} s | {1000 * seconds / items:.2f} ms"
+            print(f"| {times} × | {script} | {each} | {resident:,} MB | {own:,} MB |", flush=True)
+    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":

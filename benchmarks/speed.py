@@ -21,6 +21,7 @@ import numpy as np
 import workload  # from which on the repository can be imported
 
 from captioning import cli
+from captioning.parallel import cores
 
 HERE = Path(__file__).resolve().parent
 TURNS = 3
@@ -157,7 +158,7 @@ def machine() -> str:
     name = next((n.split(":")[1].strip() for n in names if n.startswith("model name")), "CPU")
     versions = [f"{package} {version(package)}" for package in PACKAGES]
     python = sys.version.split()[0]
-    return ", ".join([name, f"{os.cpu_count()} cores", f"Python {python}", *versions])
+    return ", ".join([name, f"{cores()} cores", f"Python {python}", *versions])
 
 
 def main() -> None:

@@ -207,7 +207,7 @@ def load_tensorflow(precision: str = PRECISIONS[0]) -> None:
     and convolutions, and adds up in float32. Raises InputError where the processor has none.
 
     TensorFlow's start-up notes, which no setting of its own silences, show if the import fails. On
-    Linux freed memory is kept for the next buffers (`MALLOC`), a part of a training step's time.
+    Linux freed memory is kept for the next buffers (`MALLOC`), which makes training faster.
     """
     with contextlib.suppress(OSError, TypeError, AttributeError):  # another system's C library
         for option, value in MALLOC:
