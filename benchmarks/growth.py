@@ -50,7 +50,7 @@ def draw(folder: Path, count: int, photos: list[Path]) -> None:
                 file.write(f"{name},{' '.join(line)}\n")
 
 
-def measure(log: Path, script: str, options: list[str]) -> tuple[float, int, int]:
+def measure(log: Path, script: str, options: tuple) -> tuple[float, int, int]:
     """Run a script of the repository: seconds, peak of resident and of own memory (MB)."""
     start, peaks = time.perf_counter(), {"VmHWM": 0, "RssAnon": 0}
     with log.open("w") as file:
@@ -74,10 +74,11 @@ def main() -> None:
     args = parser.parse_args()
     drawn, folder = workload.photos(args.work_dir.resolve()), args.work_dir.resolve() / "growth"
     data, model, some = folder / "data", folder / "caption_model.h5", folder / "some"
+    encoder, by = ("--encoder", "efficientnet_lite0"), ("--model_path", model)
     options = {
-        "preprocess.py": f"--dataset_dir {folder} --output_dir {data} --encoder efficientnet_lite0",
-        "train.py": f"--data_dir {data} --model_path {model} --epochs 1",
-        "generate_caption.py": f"--image_path {some} --model_path {model} --output {some}.tsv",
+        "preprocess.py": ("--dataset_dir", folder, "--output_dir", data, *encoder),
+        "train.py": ("--data_dir", data, "--epochs", "1", *by),
+        "generate_caption.py": ("--image_path", some, "--output", f"{some}.tsv", *by),
     }
     columns = ("data", "script", "items", "time", "an item", "resident", "own")
     print("|", " | ".join(columns), "|\n" + len(columns) * "|---" + "|")
@@ -87,7 +88,7 @@ def main() -> None:
         draw(folder, count, drawn)
         for script, share in ITEMS.items():
             items = int(share * count)
-            seconds, resident, own = measure(folder / "log", script, options[script].split())
+            seconds, resident, own = measure(folder / "log", script, options[script])
             each = f"{items:,} | {seconds:,.0f} s | {1000 * seconds / items:.2f} ms"
             print(f"| {times} × | {script} | {each} | {resident:,} MB | {own:,} MB |", flush=True)
     shutil.rmtree(folder)
