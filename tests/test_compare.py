@@ -37,6 +37,7 @@ def compare(tmp_path, *arguments, code=0):
     return run_here("compare.py", *arguments, "--output_dir", tmp_path / "out", code=code)
 
 
+@pytest.mark.long
 def test_the_better_one_is_said_to_be(sides, demo, split, tmp_path, no_java):
     bad, good = sides
     images = ("--images_dir", demo / "dataset" / "Images")

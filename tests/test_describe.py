@@ -119,6 +119,7 @@ def test_a_picture_has_a_known_format(small, tmp_path):
     assert "d.txt is not a picture's name: it must end in .png" in done.stderr
 
 
+@pytest.mark.long
 def test_photos_of_two_splits_that_are_nearly_one_are_named(small, tmp_path):
     """A dev photo's features become nearly those of a training photo, a test photo's quite so."""
     shutil.copytree(small / "data", tmp_path / "data")

@@ -81,6 +81,7 @@ def test_what_does_not_fit_together_is_named():
             check("b.h5", Captioner(other.decoder, other.vocabulary, config), first, "a.h5")
 
 
+@pytest.mark.long
 def test_the_script_writes_what_captions_photos(demo, tmp_path):
     model, path = demo / "models" / "caption_model.h5", tmp_path / "twice.h5"
     again, bad = tmp_path / "again.h5", tmp_path / "bad.h5"

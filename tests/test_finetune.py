@@ -123,6 +123,7 @@ def test_an_update_misses_what_its_samples_missed(tmp_path, monkeypatch):
     assert len(begun) == len(set(map(str, begun))) == 3
 
 
+@pytest.mark.long
 def test_samples_depend_on_the_seed_and_the_epoch_alone(tmp_path):
     def drawn(name, **changes):
         """Of each epoch, the photos in its order, and the first words of their samples."""

@@ -28,6 +28,7 @@ def by_the_network(decoder, features, captions) -> np.ndarray:
     return np.stack(columns, axis=1)
 
 
+@pytest.mark.long
 @EACH
 def test_log_probabilities_are_those_of_whole_captions(config, monkeypatch):
     """Whatever the blocks and the photos at once; equal captions have equal ones."""

@@ -245,6 +245,7 @@ def test_what_says_little_is_said(demo, tmp_path, no_java):
     assert done.stdout.count("the final figure is --split test") == 1
 
 
+@pytest.mark.long
 def test_photos_that_were_trained_on_are_told_and_left_out(demo, tmp_path, no_java):
     """Whatever split they are in now; one of a dev split that moved into training, here."""
     text = joblib.load(demo / "data" / "captions.pkl")

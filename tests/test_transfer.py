@@ -49,6 +49,7 @@ def test_new_words_come_after_the_old_ones():
     assert config.training == {"epochs": 3, "start": start.config.training}
 
 
+@pytest.mark.long
 def test_without_new_words_and_training_it_says_the_same():
     start, other = untrained(), untrained(seed=1)
     features = random_features(20, seed=5)
