@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import urllib.request
 from pathlib import Path
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+# A shell that starts the tests in the background has all that they start ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from helpers import CONFIGS, EXAMPLES, ROOT, photographing, run_here, serving, untrained
 

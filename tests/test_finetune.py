@@ -175,7 +175,7 @@ def test_without_dev_photos_the_last_epoch_is_kept(tmp_path, capsys):
 @pytest.mark.long
 def test_the_script_takes_the_options_of_train(small, tmp_path):
     start, path = tmp_path / "start.h5", tmp_path / "m.h5"
-    given = {"epochs": 2, "batch_size": 16, "weight_decay": 0.01, "seed": 3, "patience": 2}
+    given = {"epochs": 2, "batch_size": 240, "weight_decay": 0.01, "seed": 3, "patience": 2}
     common = [part for name, value in given.items() for part in (f"--{name}", value)]
     common += ["--learning_rate", 1e-3, "--data_dir", small / "data"]
     sizes = ("--units", 16, "--embedding_size", 16)

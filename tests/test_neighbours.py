@@ -152,7 +152,7 @@ def test_a_captioner_s_beam_is_in_that_order(config, tmp_path):
 
 
 @pytest.mark.long
-def test_the_scripts_add_it_use_it_and_leave_it_out(demo, tmp_path):
+def test_the_scripts_add_it_use_it_and_leave_it_out(demo, tmp_path, no_java):
     model, ranked = demo / "models" / "caption_model.h5", tmp_path / "ranked.h5"
     add = ("ensemble.py", model, "--neighbours", demo / "data", "--model_path", ranked)
     assert "compared with 576 photos" in run_here(*add).stderr

@@ -18,12 +18,14 @@ from captioning.training import compile_for_training, fit
 from finetune import train_epoch
 from model import Captioner
 
+# A batch of everything has one shape, so XLA compiles once.
 SIZES = ("--units", 16, "--embedding_size", 16)
+BATCH = 240
 
 
 def train(small, model_path, *more, code=0, start=None):
     command = ("train.py", *SIZES) if start is None else ("finetune.py", start)
-    data = ("--data_dir", small / "data", "--model_path", model_path, "--batch_size", 16)
+    data = ("--data_dir", small / "data", "--model_path", model_path, "--batch_size", BATCH)
     return run_here(*command, *data, *more, code=code)
 
 
@@ -45,12 +47,12 @@ def test_the_epoch_that_is_kept_and_when_to_stop(patience, kept, stop, measure, 
 
 @pytest.mark.long
 def test_three_dev_images_are_captioned_by_the_weights_of_each_epoch(small, tmp_path):
-    given = ("--epochs", 6, "--keep", "last", "--learning_rate", 0.02)
+    given = ("--epochs", 12, "--keep", "last", "--learning_rate", 0.02)
     out = train(small, tmp_path / "m.h5", *given).stdout.splitlines()
     ids, captions = zip(*(x[4:].split(": ") for x in out if x.startswith("    ")), strict=True)
     features = joblib.load(small / "data" / "features.pkl")
     split = joblib.load(small / "data" / "captions.pkl")["splits"]["dev"]
-    assert ids == (split[0], split[len(split) // 3], split[2 * len(split) // 3]) * 6
+    assert ids == (split[0], split[len(split) // 3], split[2 * len(split) // 3]) * 12
     rows = [features["image_ids"].index(image_id) for image_id in ids[-3:]]
     last = Captioner.load(tmp_path / "m.h5").caption_features(features["features"][rows])
     assert captions[-3:] == tuple(last) != captions[:3]  # what is learnt is seen
@@ -169,7 +171,8 @@ def test_a_training_that_diverges_ends_in_one_error(small, tmp_path):
     path, start = tmp_path / "m.h5", tmp_path / "start.h5"
     train(small, start, "--epochs", 1)
     for given in None, start:
-        done = train(small, path, "--learning_rate", 1e30, "--epochs", 3, code=1, start=given)
+        steps = ("--learning_rate", 1e30, "--epochs", 3, "--batch_size", 16)
+        done = train(small, path, *steps, code=1, start=given)
         error = done.stderr.splitlines()[-1]
         assert error.startswith("error: the loss is no longer a number: lower")
     assert not path.exists()

@@ -104,7 +104,7 @@ def test_an_ensemble_s_first_member_is_the_start_on_other_data(small, tmp_path):
     before.photos = np.array([7], np.uint64)
     ensemble([before, before]).save(tmp_path / "two.h5")
     command = ["train.py", "--data_dir", small / "data", "--init_from", tmp_path / "two.h5"]
-    command += ["--epochs", 1, "--model_path", path]
+    command += ["--epochs", 1, "--batch_size", 240, "--model_path", path]
     done = run_here(*command)
     words = joblib.load(small / "data" / "captions.pkl")["vocabulary"][4:]
     assert "two.h5 is an ensemble: starting from the first of its 2." in done.stderr
