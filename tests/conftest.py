@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-# A shell that starts the tests in the background has all that they start ignore Ctrl-C.
-signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from helpers import CONFIGS, EXAMPLES, ROOT, photographing, run_here, serving, untrained
 
 from captioning.cli import INCLUDED
+
+# A shell that starts the tests in the background has all that they start ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Flickr8k cannot be shipped: it is looked for here, or beside the repository.
 FLICKR8K = Path(os.environ.get("FLICKR8K_DIR", ROOT.parent / "shared" / "flickr8k"))
