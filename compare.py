@@ -94,6 +94,8 @@ def main() -> None:
 
 def read_system(path: Path) -> System:
     """One of the results named; raises InputError if it is not one caption of each image."""
+    if not path.exists():
+        raise InputError(f"{path}: no such results. Name a folder of evaluate.py's, or captions.")
     if path.is_dir():
         found = read_results(path)
         by_id = [{coco_id(i): value for i, value in each.items()} for each in found]
@@ -212,7 +214,8 @@ def greatest(sides: list[list[System]], image_ids: list, gains: np.ndarray) -> l
     found = []
     for i in np.argsort(-np.abs(gains), kind="stable")[:PHOTOS]:
         first, second = (as_written(side[0].captions[image_ids[i]]) for side in sides)
-        found.append({"image": image_ids[i], "gain": float(gains[i]), "A": first, "B": second})
+        if gains[i] or first != second:
+            found.append({"image": image_ids[i], "gain": float(gains[i]), "A": first, "B": second})
     return found
 
 
@@ -231,6 +234,9 @@ def draw(args, names: list[str], found: dict, gains: np.ndarray, photos: list[di
     target = args.output_dir / "differences.png"
     draw_differences(found, gains, names, target)
     print(f"wrote {target}: each score's difference, and CIDEr's photo by photo")
+    if not photos:
+        print("no photos.png: both say the same of every photo")
+        return
     paths, folder = {}, args.images_dir
     if folder.is_dir():
         paths = {coco_id(p.relative_to(folder).as_posix()): p for p in images_below(folder)}

@@ -57,7 +57,7 @@ def parse_arguments():
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    cli.add_model_option(parser)
+    cli.add_model_option(parser, kind="an .h5", default="")
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--split", choices=SPLITS, default="dev", help="which images to caption")
     cli.add_decoding_options(parser)
@@ -134,7 +134,7 @@ def main() -> None:
     if captioner.calibration:
         print(table(results["confidence"]))
         if args.split == "dev":
-            cli.log("note: dev's first half calibrated it: see calibrate.py for the other half.")
+            cli.log("note: dev's first half may have calibrated it; calibrate.py scores the other.")
         draw_confidence(args.output_dir, confidence, cider)
     draw_gallery(args, texts, references, cider)
 

@@ -14,6 +14,7 @@ image could be captioned."""
 
 import argparse
 import errno
+import math
 import os
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ from captioning.caption_photos import Job, caption_in_parallel, caption_photos, 
 from captioning.confidence import GOOD
 from captioning.files import InputError, check_writable, is_onnx, one_line, sha256
 from captioning.outputs import FORMATS, TEXT, OutputFile, Sidecars, Stream
-from captioning.parallel import add_worker_options
+from captioning.parallel import add_worker_options, useful_jobs
 from captioning.photo_list import coco_id, list_photos
 
 
@@ -49,7 +50,8 @@ def parse_arguments() -> argparse.Namespace:
     again.add_argument("--resume", action="store_true", help=why)
     cli.add_overwrite_option(again)
     cli.add_decoding_options(parser)
-    why = "the N best of the beam (N <= K), each with the logarithm of its probability"
+    why = "the N best of the beam (N <= K), best first, each with the logarithm of its "
+    why += "probability; where neighbours choose, that is not the order"
     add("--num_captions", type=cli.beam_size, default=1, metavar="N", help=why)
     why = "skip photos of whose caption it is less sure: of all with a confidence of 0.6, 60 %% "
     why += f"agree well with people's (CIDEr of {GOOD} or more)"
@@ -57,7 +59,7 @@ def parse_arguments() -> argparse.Namespace:
     why = "draw the photos with their captions"
     add("--save_figure", type=cli.picture, metavar="FILE", help=why)
     add("--batch_size", type=count, default=16, help="photos per pass; more is hardly faster")
-    why = "processes that share the cores, each with a captioner of its own"
+    why = "processes that share the cores, each with a captioner of its own: for hundreds of photos"
     add_worker_options(parser, why)
     args = parser.parse_args()
     if args.beam_size and args.num_captions > args.beam_size:
@@ -188,8 +190,9 @@ def caption_files(photos: list[Path], args) -> Iterator[tuple[Path, list]]:
         raise InputError(f"--min_confidence: no confidence is known. {fix}")
     size = args.beam_size or max(captioner.beam_size, args.num_captions)
     job = job._replace(beam_size=size, neighbours=not args.no_neighbours)
-    if args.dask or args.n_jobs > 1:
-        found = caption_in_parallel(photos, job, args.n_jobs, args.dask)
+    n_jobs = useful_jobs(args.n_jobs, math.ceil(len(photos) / args.batch_size))
+    if args.dask or n_jobs > 1:
+        found = caption_in_parallel(photos, job, n_jobs, args.dask)
     else:
         found = caption_photos(captioner, photos, job)
     with cli.progress(len(photos), "image") as bar:

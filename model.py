@@ -190,7 +190,8 @@ class Captioner(BaseCaptioner):
             raise InputError(
                 f"the features are {features['kind']} {shape} for each image, but the captioner "
                 f"takes {config.features} {config.features_shape}. Run preprocess.py with "
-                f"--encoder {config.encoder} --features {config.features}."
+                f"--encoder {config.encoder} --features {config.features} "
+                f"--photo_size {config.photo_size}."
             )
         if features["photo_size"] != config.photo_size:
             raise InputError(

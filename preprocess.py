@@ -83,7 +83,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--captions_per_image", type=positive, metavar="N", help="only the last N of each image")
     add("--batch_size", type=positive, default=16, help="images per pass; more is hardly faster")
     why = "processes that share the cores, 1 GB each or more of large CNNs; one alone leaves some "
-    why += "idle: try 2 on 8 cores"
+    why += "idle"
     add_worker_options(parser, why)
     add("--limit", type=positive, metavar="N", help="the first N images of each split, for a trial")
     add("--seed", type=cli.seed, default=0, help="of a random split, where there are no lists")

@@ -119,7 +119,8 @@ def caption_in_parallel(
         weights=everywhere(job.weights),
         model_sha256=sha256(job.model_path),
     )
-    size = max(1, TASK // job.batch_size) * job.batch_size
+    share = TASK if dask else min(TASK, len(photos) // (2 * n_jobs))  # of few photos, two each
+    size = max(1, share // job.batch_size) * job.batch_size
     groups = [photos[i : i + size] for i in range(0, len(photos), size)]
     tasks = [([photo.absolute() for photo in group], job) for group in groups]
     done = run_tasks(_worker_captions, tasks, n_jobs, dask, in_order=True)

@@ -85,10 +85,12 @@ def picture(text: str) -> Path:
     return path
 
 
-def add_model_option(parser: argparse.ArgumentParser) -> None:
+def add_model_option(
+    parser: argparse.ArgumentParser, kind: str = ".onnx or .h5", default: str = ", or .onnx,"
+) -> None:
     """Add the option of which captioner is used; without it, `default_model` chooses."""
-    why = f"a captioner, .onnx or .h5 (default: {TRAINED}, or .onnx, where it exists, otherwise "
-    why += "the included one); evaluate.py takes an .h5"
+    why = f"a captioner, {kind} (default: {TRAINED}{default} where it exists, otherwise the "
+    why += "included one)"
     parser.add_argument("--model_path", type=Path, metavar="FILE", help=why)
 
 

@@ -20,7 +20,7 @@ from captioning import cli
 from captioning.encoders import GRID_CELLS, Encoder
 from captioning.files import InputError, atomic_path, load_pickle, one_line, sha256
 from captioning.images import READING, try_load_image
-from captioning.parallel import everywhere, limit_threads, run_tasks, threads_each
+from captioning.parallel import everywhere, limit_threads, run_tasks, threads_each, useful_jobs
 
 SHARD_SIZE = 256  # images; at most so many are done again after a stop, by each process
 MIN_VARIANCE = 0.1  # of one float of the features, as a share of the floats' mean variance
@@ -70,6 +70,7 @@ def extract_features(
     shards_paths = [paths[i : i + SHARD_SIZE] for i in range(0, len(paths), SHARD_SIZE)]
     each = zip(files, shards_paths, strict=True)
     missing = {file: of_shard for file, of_shard in each if not _is_done(file, of_shard)}
+    n_jobs = useful_jobs(n_jobs, len(missing))
     with cli.progress(len(paths), "image", encoder.name) as bar:
         bar.initial = len(paths) - sum(map(len, missing.values()))  # not part of this run's rate
         bar.update(bar.initial)

@@ -42,6 +42,11 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if known else os.cpu_count() or 1
 
 
+def useful_jobs(n_jobs: int, tasks: int) -> int:
+    """Of so many processes those that have a task and a core: others would only take memory."""
+    return max(1, min(n_jobs, tasks, cores()))
+
+
 def threads_each(n_jobs: int, dask: str | None) -> int:
     """Threads of one of the processes that share this machine's cores; 0 is left to a worker."""
     return 0 if dask else max(1, cores() // n_jobs)

@@ -44,8 +44,8 @@ def main() -> None:
     add = parser.add_argument
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--images_dir", type=Path, default="data/flickr8k/Images", help="photos for the examples")
-    why = "the picture to write"
-    add("--save_figure", type=cli.picture, default="data/description.png", help=why)
+    why = "the picture to write (default: description.png in --data_dir)"
+    add("--save_figure", type=cli.picture, metavar="FILE", help=why)
     why = "cosine from which on two photos of different splits are named as nearly identical"
     add("--similar", type=cli.fraction, default=0.9, metavar="COSINE", help=why)
     add("--seed", type=cli.seed, default=0, help="of which photos are examples")
@@ -66,8 +66,9 @@ def main() -> None:
     examples = choose_examples(text, args.images_dir, args.seed)
     from captioning.plots import draw_description
 
-    draw_description(lengths, words, len(vocabulary), examples, args.save_figure)
-    print(f"wrote {args.save_figure}")
+    target = args.save_figure or args.data_dir / "description.png"
+    draw_description(lengths, words, len(vocabulary), examples, target)
+    print(f"wrote {target}")
 
 
 def print_splits(splits: dict[str, list[str]], lengths: dict[str, list[int]]) -> None:

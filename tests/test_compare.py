@@ -81,7 +81,8 @@ def test_captions_made_elsewhere(sides, split, demo, tmp_path, no_java):
     assert "have different human captions" in refused.stderr
     everything = {i: lines[1:] for i, lines in split.items()} | {"other.jpg": ["a dog"]}
     human.write_text(json.dumps(everything))
-    compare(tmp_path, theirs, "--against", theirs, "--references", human)
+    same = compare(tmp_path, theirs, "--against", theirs, "--references", human)
+    assert "both say the same of every photo" in same.stdout
 
 
 def test_coco_s_numbers_are_its_names(tmp_path, no_java):
@@ -140,7 +141,7 @@ def test_what_cannot_be_compared_is_refused(sides, split, tmp_path):
         (several, "has several captions"),
         (spoilt, "is not what evaluate.py writes"),
         (tmp_path / "empty", "Run evaluate.py --output_dir"),
-        (tmp_path / "nothing.json", "no such captions file"),
+        (tmp_path / "nothing", "nothing: no such results. Name a folder of evaluate.py's"),
     ):
         done = compare(tmp_path, good, "--against", second, code=1)
         assert message in done.stderr

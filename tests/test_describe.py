@@ -114,6 +114,12 @@ def test_without_photos_the_picture_shows_charts_alone(small, described, tmp_pat
         assert white > picture.width * picture.height / 2
 
 
+def test_the_picture_goes_beside_the_pickles(small, tmp_path):
+    shutil.copytree(small / "data", tmp_path / "data")
+    run_here("data/describe.py", "--data_dir", tmp_path / "data")
+    assert (tmp_path / "data" / "description.png").is_file()
+
+
 def test_a_picture_has_a_known_format(small, tmp_path):
     done = describe(small / "data", tmp_path / "d.txt", images=tmp_path, code=2)
     assert "d.txt is not a picture's name: it must end in .png" in done.stderr

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import joblib
 import numpy as np
@@ -22,6 +23,7 @@ from helpers import (
 )
 
 from captioning import caption_photos, cli, parallel
+from captioning.caption_photos import Captioned
 from captioning.cli import INCLUDED
 from captioning.features import SHARD_SIZE, _worker_encoder
 from captioning.files import InputError
@@ -133,6 +135,29 @@ def test_a_cluster_says_the_same_of_photos(photos, monkeypatch):
     with distributed.LocalCluster(**options) as cluster:
         two = run_here(*caption(photos, "--dask", cluster.scheduler_address))
     assert two.stdout == run_here(*caption(photos)).stdout
+
+
+def test_few_photos_are_shared_as_well(monkeypatch):
+    given = []
+
+    def run_tasks(function, tasks, *_, **__):
+        given.extend(photos for photos, _ in tasks)
+        return [[Captioned(photo, []) for photo in photos] for photos, _ in tasks]
+
+    monkeypatch.setattr(caption_photos, "run_tasks", run_tasks)
+    job = caption_photos.Job(("model", "Captioner"), str(INCLUDED), "imagenet", True, 1, 0.8, 3)
+    photos = [Path(f"{i}.jpg") for i in range(20)]
+    found = caption_photos.caption_in_parallel(photos, job, 2, None)
+    assert [each.photo for each in found] == photos
+    assert [len(task) for task in given] == [3, 3, 3, 3, 3, 3, 2]
+
+
+@pytest.mark.parametrize(
+    ("n_jobs", "tasks", "used"), [(500, 3, 3), (500, 9, 4), (2, 9, 2), (2, 0, 1)]
+)
+def test_no_process_is_without_a_task_or_a_core(n_jobs, tasks, used, monkeypatch):
+    monkeypatch.setattr(parallel, "cores", lambda: 4)
+    assert parallel.useful_jobs(n_jobs, tasks) == used
 
 
 def test_photos_are_read_ahead(monkeypatch):
