@@ -81,6 +81,7 @@ def check_features(small, tmp_path, vgg16, kind, shape) -> str:
     return content["weights_hash"]
 
 
+@pytest.mark.long
 def test_preprocess_with_vgg16_whose_weights_keras_has(small, vgg16, cache, tmp_path, monkeypatch):
     """The command of the first page; the real file's MD5 sum is not to be had for made weights."""
     file = cache / VGG16_FILE

@@ -31,6 +31,7 @@ def test_it_is_less_sure_of_a_cup_and_a_rocket_than_of_most_examples():
     assert confidence["donna"] > 0.7  # a dog in a wood
 
 
+@pytest.mark.long
 def test_both_files_are_one_captioner(said):
     """One is made from the other, is known, and they say the same."""
     onnx, h5 = OnnxCaptioner.load(INCLUDED), Captioner.load(INCLUDED_H5)
