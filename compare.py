@@ -212,11 +212,11 @@ def mean_cider(side: list[dict]) -> np.ndarray:
 def greatest(sides: list[list[System]], image_ids: list, gains: np.ndarray) -> list[dict]:
     """The photos on which B gains or loses most, with what each side's first system says."""
     found = []
-    for i in np.argsort(-np.abs(gains), kind="stable")[:PHOTOS]:
+    for i in np.argsort(-np.abs(gains), kind="stable"):
         first, second = (as_written(side[0].captions[image_ids[i]]) for side in sides)
         if gains[i] or first != second:
             found.append({"image": image_ids[i], "gain": float(gains[i]), "A": first, "B": second})
-    return found
+    return found[:PHOTOS]
 
 
 def write(folder: Path, names: list[str], found: dict, photos: list[dict]) -> None:
@@ -235,7 +235,7 @@ def draw(args, names: list[str], found: dict, gains: np.ndarray, photos: list[di
     draw_differences(found, gains, names, target)
     print(f"wrote {target}: each score's difference, and CIDEr's photo by photo")
     if not photos:
-        print("no photos.png: both say the same of every photo")
+        print("no photos.png: A and B differ on none")
         return
     paths, folder = {}, args.images_dir
     if folder.is_dir():

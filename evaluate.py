@@ -57,7 +57,7 @@ def parse_arguments():
     """The command line's options, each with its default and its reason."""
     parser = cli.parser(__doc__)
     add = parser.add_argument
-    cli.add_model_option(parser, kind="an .h5", default="")
+    cli.add_model_option(parser, cli.INCLUDED_H5)
     add("--data_dir", type=Path, default="data", help="where the two pickles are")
     add("--split", choices=SPLITS, default="dev", help="which images to caption")
     cli.add_decoding_options(parser)

@@ -17,7 +17,7 @@ from captioning.files import InputError, sha256
 from captioning.images import try_load_image
 from captioning.parallel import everywhere, limit_threads, run_tasks, threads_each
 
-TASK = 256  # photos of one task, about, which a worker does in a few seconds
+TASK = 256  # photos of one task, at most, which a worker does in a few seconds
 AHEAD = 2  # batches that are read while others are captioned
 
 

@@ -85,12 +85,11 @@ def picture(text: str) -> Path:
     return path
 
 
-def add_model_option(
-    parser: argparse.ArgumentParser, kind: str = ".onnx or .h5", default: str = ", or .onnx,"
-) -> None:
-    """Add the option of which captioner is used; without it, `default_model` chooses."""
-    why = f"a captioner, {kind} (default: {TRAINED}{default} where it exists, otherwise the "
-    why += "included one)"
+def add_model_option(parser: argparse.ArgumentParser, included: Path = INCLUDED) -> None:
+    """Add the option of which captioner is used; without it, `default_model(included)` chooses."""
+    either = included == INCLUDED
+    why = f"a captioner, {'.onnx or .h5' if either else '.h5'} (default: {TRAINED}"
+    why += f"{', or .onnx,' if either else ''} where it exists, otherwise the included one)"
     parser.add_argument("--model_path", type=Path, metavar="FILE", help=why)
 
 

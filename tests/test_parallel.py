@@ -30,6 +30,7 @@ from captioning.files import InputError
 from data.sample import write_sample
 
 SHARDS = 6
+SEVERAL_CORES = pytest.mark.skipif(parallel.cores() < 2, reason="one core: one process")
 
 
 def has_bfloat16() -> bool:
@@ -61,6 +62,7 @@ def expected(dataset):
     return (dataset.parent / "one" / "features.pkl").read_bytes()
 
 
+@SEVERAL_CORES
 @pytest.mark.long
 def test_processes_give_the_same_bytes(dataset, expected, tmp_path):
     run_script(*preprocess(dataset, tmp_path), "--n_jobs", 2)
@@ -119,6 +121,7 @@ def photos(tmp_path):
     return tmp_path
 
 
+@SEVERAL_CORES
 @pytest.mark.long
 def test_processes_say_the_same_of_photos(photos):
     one = run_here(*caption(photos))
@@ -158,6 +161,12 @@ def test_few_photos_are_shared_as_well(monkeypatch):
 def test_no_process_is_without_a_task_or_a_core(n_jobs, tasks, used, monkeypatch):
     monkeypatch.setattr(parallel, "cores", lambda: 4)
     assert parallel.useful_jobs(n_jobs, tasks) == used
+
+
+def test_a_single_batch_needs_no_processes(monkeypatch):
+    monkeypatch.setattr(caption_photos, "caption_in_parallel", None)
+    command = ("generate_caption.py", "--image_path", EXAMPLES / "donna.jpg", "--n_jobs", 9)
+    assert run_here(*command, "--model_path", INCLUDED).stdout
 
 
 def test_photos_are_read_ahead(monkeypatch):

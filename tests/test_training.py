@@ -18,9 +18,8 @@ from captioning.training import compile_for_training, fit
 from finetune import train_epoch
 from model import Captioner
 
-# A batch of everything has one shape, so XLA compiles once.
 SIZES = ("--units", 16, "--embedding_size", 16)
-BATCH = 240
+BATCH = 240  # everything: of one shape, so XLA compiles once
 
 
 def train(small, model_path, *more, code=0, start=None):
